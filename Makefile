@@ -1,0 +1,57 @@
+# Everything from a fresh checkout: `make run` shows evometa at work, `make test` checks it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OUT ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format bench clean
+
+help:
+	@echo "make run      install, then the language ladder's demonstration (about 5 minutes)"
+	@echo "make test     install what tests need, then lint, types and tests"
+	@echo "make lint     lint and types only"
+	@echo "make format   put the code into the house's form"
+	@echo "make bench    measure again what benchmarks/results holds"
+	@echo "make clean    remove the environment (runs stay)"
+
+# The stamps say what is installed; they age when the files that decide it change.
+$(VENV)/created:
+	@command -v $(PYTHON) >/dev/null || { echo "evometa needs Python 3.11 or later; try: make PYTHON=python3 ..."; exit 1; }
+	@echo "creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
+	@echo "installing evometa ..."
+	@$(PIP) --editable '.[tasks]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed pyproject.toml constraints.txt
+	@echo "installing what tests need ..."
+	@$(PIP) --editable '.[tasks,dev]'
+	@touch $@
+
+run: $(VENV)/installed
+	@$(BIN)/evometa demo --out $(OUT)
+
+test: lint
+	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq strace >/dev/null 2>&1; } \
+		|| echo "note: without strace the crash drills at every system call are skipped"
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright --level error
+
+format: $(VENV)/installed-dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV)

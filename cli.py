@@ -1,0 +1,5 @@
+"""The evometa command from a checkout: `python cli.py run ladder`."""
+
+from evometa.cli import main
+
+main()

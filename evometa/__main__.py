@@ -1,0 +1,5 @@
+"""`python -m evometa` is the `evometa` command."""
+
+from evometa.cli import main
+
+main()

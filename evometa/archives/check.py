@@ -1,0 +1,183 @@
+"""Is an archive what was written? Every byte is read, every reference followed, every problem named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evometa.archives import events
+from evometa.archives.read import PART, THREADS, Part, list_parts
+from evometa.archives.schema import FORMAT, TABLES, digest
+from evometa.archives.sealed import Found, scan
+from evometa.errors import IntegrityError, NotFound
+
+
+class Report(NamedTuple):
+    """What `check` found; `problems` has one line for each, with the file's name in it."""
+
+    ok: bool
+    parts: int  # lineage parts
+    rows: int  # lineage rows
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What of a lineage part concerns the other parts."""
+
+    part: Part
+    rows: int
+    generation: np.ndarray  # [N]
+    index: np.ndarray  # [N]
+    child: np.ndarray  # [E] generation of the child of each parent reference
+    parent: np.ndarray  # [E, 2] (generation, index)
+
+
+def check(run_path: Path | str) -> Report:
+    """Verify a run: hashes, page checksums, schemas, generations without gap or overlap, parents, events, checkpoints.
+
+    Reads only, and may be called while the run is writing. Raises `NotFound` where there is no such folder.
+    """
+    run = Path(run_path)
+    if not run.is_dir():
+        raise NotFound(f"no run at {run}. Run: evometa runs")
+    problems = [*_run_json(run), *_events(run)]
+    checkpoints = scan(run)  # before the parts: a part that a checkpoint names was there when it was written
+    problems += [found.problem for found in checkpoints if found.record is None]
+    parts, rows = 0, 0
+    for folder in TABLES:
+        problems += _foreign(run / folder)
+        listed = list_parts(run / folder)
+        with ThreadPoolExecutor(THREADS) as pool:
+            results = list(pool.map(_read, listed))
+        problems += [result for result in results if isinstance(result, str)]
+        if folder == "lineage":
+            parts = len(listed)
+            good = {result.part.path: result for result in results if isinstance(result, Lineage)}
+            rows = sum(result.rows for result in good.values())
+            problems += _lineage(run, listed, good, checkpoints)
+    return Report(not problems, parts, rows, problems)
+
+
+# --- one file -------------------------------------------------------------------------------------
+
+
+def _read(part: Part) -> Lineage | str:
+    """What the part holds, or what is wrong with it."""
+    folder = part.path.parent.name
+    try:
+        file = part.open()
+        table = part.take(file)
+    except IntegrityError as error:
+        return str(error).split(". Run: ")[0]
+    if not file.schema_arrow.equals(TABLES[folder]):
+        return f"{part.path}: expected the columns of format {FORMAT}, got others"
+    if len(table) == 0:
+        return f"{part.path}: expected rows, got none"
+    empty = np.zeros(0, np.int32)
+    if folder != "lineage":
+        return Lineage(part, len(table), empty, empty, empty, np.zeros((0, 2), np.int32))
+    generation, index = (table[name].to_numpy(zero_copy_only=False) for name in ("generation", "index"))
+    lists = table["parents"].combine_chunks()
+    pairs = lists.flatten()
+    child = np.repeat(generation, lists.value_lengths().to_numpy(zero_copy_only=False).astype(int))
+    parent = np.stack([pairs.field(name).to_numpy(zero_copy_only=False) for name in ("generation", "index")], 1)
+    return Lineage(part, len(table), generation, index, child, parent)
+
+
+def _foreign(folder: Path) -> Iterator[str]:
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+        if not PART.fullmatch(name) or not (folder / name).is_file():
+            yield f"{folder / name}: a foreign file; only finished parts belong here. Move it away"
+
+
+def _run_json(run: Path) -> Iterator[str]:
+    path = run / "run.json"
+    try:
+        record = json.loads(path.read_bytes())
+        found = record["schema_digest"]
+    except FileNotFoundError:
+        yield f"{path}: this file is missing"
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{path}: cannot be read ({type(error).__name__}: {error})"
+        return
+    if found != digest():
+        yield f"{path}: expected the schema {digest()[:16]} of format {FORMAT}, got {str(found)[:16]}"
+
+
+def _events(run: Path) -> Iterator[str]:
+    try:
+        entries = events.read(run)
+    except (IntegrityError, OSError) as error:
+        yield str(error)
+        return
+    path = run / "run.json"
+    for entry in entries:
+        known = entry.get("run_json_sha256")
+        if known and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != known:
+            yield f"{path}: its bytes are not those that the event {entry['seq']} ({entry['kind']}) knows"
+            return
+
+
+# --- parts among each other -----------------------------------------------------------------------
+
+
+def _lineage(run: Path, listed: list[Part], good: dict[Path, Lineage], checkpoints: list[Found]) -> Iterator[str]:
+    whole = [found for found in checkpoints if found.record]
+    named = {found.record["meta"].get("last_part"): found for found in whole if found.record}
+    known = {int(match[1]): name for name in named if (match := PART.fullmatch(str(name)))}
+    following: int | None = 0  # the generation that comes next; None behind a part that cannot be read
+    population, gaps = 0, []
+    for part in listed:
+        if following is not None and part.first > following:
+            gaps.append((following, part.first - 1))
+        if part.path not in good:
+            following = None
+            continue
+        rows = good[part.path]
+        population = population or int(np.sum(rows.generation == rows.generation[0]))
+        if following is not None and part.first < following:
+            yield f"{part.path}: overlap: generation {part.first} is in the part before it, too"
+        wrong = _generations(rows, population) or _parents(rows, population)
+        if wrong:
+            yield f"{part.path}: {wrong}"
+        following = int(rows.generation.max()) + 1
+    reached = max((found.generation for found in whole), default=0)
+    if following is not None and following < reached:
+        gaps.append((following, reached - 1))
+    for first, last in gaps:
+        name = known.get(first, f"part-{first:09d}-*.parquet")
+        yield f"{run / 'lineage' / name}: this part is missing (generations {first} to {last})"
+    there = {part.path.name for part in listed}
+    for first, name in known.items():
+        if name not in there and not any(low <= first <= high for low, high in gaps):
+            yield f"{run / 'lineage' / name}: {named[name].path.name} names this part, which is not there"
+
+
+def _generations(rows: Lineage, population: int) -> str:
+    first, last = rows.part.first, int(rows.generation.max())
+    expected = np.repeat(np.arange(first, last + 1), population)
+    if not np.array_equal(rows.generation, expected):
+        return f"expected {population} rows for each generation of {first} to {last}, in order, got {rows.rows} rows"
+    if not np.array_equal(rows.index, np.tile(np.arange(population), last + 1 - first)):
+        return f"expected the indexes 0 to {population - 1} in every generation, got others"
+    return ""
+
+
+def _parents(rows: Lineage, population: int) -> str:
+    generation, index = rows.parent[:, 0], rows.parent[:, 1]
+    wrong = (generation < 0) | (generation >= rows.child) | (index < 0) | (index >= population)
+    if not wrong.any():
+        return ""
+    at = int(np.argmax(wrong))
+    name = f"{generation[at]}:{index[at]}"
+    return f"a candidate of generation {rows.child[at]} names the parent {name}, which does not come before it"

@@ -1,0 +1,306 @@
+"""Between the loop's arrays and the archive's rows, both ways.
+
+A row is all that `tell` needs: genome, losses, fitness, descriptor and failure come back bit for bit.
+Tables are built from whole arrays (offsets and flat values), never row by row.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from evometa.archives.schema import JUDGEMENTS, LINEAGE, NUMBERS, PARENT, SCORE, TIMINGS, WORDS
+from evometa.errors import IntegrityError
+from evometa.space import Space
+from evometa.types import Block, Cell, Failure, Scores
+
+FAILURES = tuple(failure.name.lower() for failure in Failure)
+
+
+def seed_words(seed: int) -> tuple[int, int]:
+    """High and low uint32 word of a run's seed."""
+    return (seed >> 32) & 0xFFFFFFFF, seed & 0xFFFFFFFF
+
+
+def lineage_table(
+    run: str,
+    block: Block,
+    cells: Sequence[Cell],
+    space: Space,
+    operators: tuple[str, str, str],
+    seed: int,
+) -> pa.Table:
+    """Rows of a block, sorted by (generation, index): a table of schema `LINEAGE`.
+
+    `operators` name what made a child by how many parents it has (none, one, more). Parent slots of -1
+    are dropped, so a row names only the parents that exist.
+    """
+    generations, population = block.genomes.shape[:2]
+    n, cell_count = generations * population, len(cells)
+    genomes = np.ascontiguousarray(block.genomes, np.float32).reshape(n, -1)
+    parents = np.asarray(block.parents, np.int32).reshape(n, -1, 2)
+    scores = block.scores
+    loss = np.asarray(scores.loss, np.float32).reshape(n, cell_count)
+    evaluated = np.asarray(scores.evaluated, bool).reshape(n, cell_count)
+    fitness = np.asarray(scores.fitness, np.float64).reshape(n, -1)
+    descriptor = np.asarray(scores.descriptor, np.float32).reshape(n, scores.descriptor.shape[-1])
+    params, choices = _decoded(space, genomes)
+    metrics = {name: _mean(values, evaluated) for name, values in sorted(scores.metrics.items())}
+    counts, known_parents = _parents(parents)
+    columns = {
+        "run": _same(run, n),
+        "generation": np.repeat(np.arange(block.first, block.first + generations, dtype=np.int32), population),
+        "index": np.tile(np.arange(population, dtype=np.int32), generations),
+        "parents": known_parents,
+        "operator": pa.array(operators, pa.string()).take(pa.array(np.minimum(counts, 2))),
+        "genome": _lists(genomes, "genome"),
+        "params": params,
+        "choices": choices,
+        "fitness": fitness[:, 0],
+        "objectives": _lists(fitness, "objectives"),
+        "descriptor": _lists(descriptor, "descriptor"),
+        "support_loss": _nulls(metrics["support_loss"]) if "support_loss" in metrics else None,
+        "failure": pa.array(FAILURES).take(pa.array(np.asarray(scores.failure).reshape(n))),
+        "message": _messages(block, population, n),
+        "phase": _same("search", n),
+        "level": np.zeros(n, np.int32),
+        "scores": _scores(loss, evaluated, cells),
+        "metrics": _map(list(metrics), np.stack(list(metrics.values()), 1) if metrics else np.zeros((n, 0)), NUMBERS),
+        "seed": _lists(np.tile(np.array(seed_words(seed), np.uint32), (n, 1)), "seed"),
+        "inner_steps": _steps(scores.metrics.get("inner_steps"), evaluated),
+    }
+    return _table(columns, LINEAGE, n)
+
+
+def block_from_table(
+    table: pa.Table, cells: Sequence[Cell], space_dimension: int, objectives: int, parent_slots: int = 0
+) -> Block:
+    """The block that rows of consecutive generations came from; the inverse of `lineage_table`.
+
+    Genomes, losses, fitness, descriptors and failures are equal bit for bit. Metrics are stored as means
+    only and `tell` does not need them: they come back empty. Parents come back in their order, in
+    `parent_slots` slots (or as many as the widest row has), empty slots last.
+
+    Raises `IntegrityError` where the rows do not have these cells, dimension or objectives.
+    """
+    table = table.combine_chunks()
+    generation, index = column(table, "generation"), column(table, "index")
+    n = len(generation)
+    if n == 0:
+        raise IntegrityError("lineage: expected rows of at least one generation, got none")
+    first, count = int(generation[0]), int(generation[-1]) - int(generation[0]) + 1
+    population = n // count
+    whole = population * count == n
+    if not whole or not np.array_equal(index, np.tile(np.arange(population), count)) or np.any(np.diff(generation) < 0):
+        raise IntegrityError(
+            f"lineage: expected all candidates of generations {first} to {first + count - 1} in order, got {n} rows."
+            " Run: evometa archive check RUN"
+        )
+    shape = (count, population)
+    loss, evaluated = _losses(table, cells, n)
+    names = table["failure"].combine_chunks().dictionary_encode()
+    codes: Any = np.array([FAILURES.index(name) for name in names.dictionary.to_pylist()], np.int8)
+    described = _rectangle(table, "descriptor", None)
+    scores = Scores(
+        loss=loss.reshape(*shape, -1),
+        evaluated=evaluated.reshape(*shape, -1),
+        fitness=_rectangle(table, "objectives", objectives).astype(np.float32).reshape(*shape, objectives),
+        descriptor=described.reshape(*shape, described.shape[1]),
+        failure=codes[names.indices.to_numpy(zero_copy_only=False)].reshape(shape),
+        metrics={},
+    )
+    said = table["message"].is_valid().to_numpy().nonzero()[0]
+    messages = {(int(generation[i]), int(index[i])): table["message"][int(i)].as_py() for i in said}
+    genomes = _rectangle(table, "genome", space_dimension).reshape(*shape, space_dimension)
+    return Block(first, genomes, _parent_slots(table, n, parent_slots).reshape(*shape, -1, 2), scores, messages)
+
+
+def judgements_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows of schema `JUDGEMENTS`, one mapping per re-judged candidate and cell; what is left out is null."""
+    return _from_mappings(rows, JUDGEMENTS)
+
+
+def timings_table(
+    run: str,
+    first_generation: int,
+    generations: int,
+    seconds: float,
+    candidates: int,
+    attempts: int = 1,
+    extras: str | None = None,
+) -> pa.Table:
+    """One row of schema `TIMINGS` for a block; the host is this one."""
+    row = dict(
+        run=run, first_generation=first_generation, generations=generations, seconds=seconds,
+        host=platform.node(), attempts=attempts, candidates=candidates, extras=extras,
+    )  # fmt: skip
+    return _from_mappings([row], TIMINGS)
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    """A column without nulls as a NumPy array."""
+    return table[name].to_numpy()
+
+
+# --- arrays to columns ----------------------------------------------------------------------------
+
+
+def _table(columns: Mapping[str, Any], schema: pa.Schema, n: int) -> pa.Table:
+    arrays = []
+    for field in schema:
+        value = columns.get(field.name)
+        if value is None:
+            arrays.append(pa.nulls(n, field.type))
+        else:
+            arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _from_mappings(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    rows = list(rows)
+    unknown = {name for row in rows for name in row} - set(schema.names)
+    if unknown:
+        raise IntegrityError(f"archive: expected the columns {schema.names}, got unknown {sorted(unknown)}")
+    arrays = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        if pa.types.is_map(field.type):
+            values = [list(value.items()) if isinstance(value, Mapping) else value for value in values]
+        arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _same(text: str, n: int) -> pa.Array:
+    return pa.array([text], pa.string()).take(pa.array(np.zeros(n, np.int32)))
+
+
+def _offsets(n: int, width: int) -> pa.Array:
+    return pa.array(np.arange(0, (n + 1) * width, width, dtype=np.int32) if width else np.zeros(n + 1, np.int32))
+
+
+def _lists(rows: np.ndarray, name: str) -> pa.Array:
+    of = LINEAGE.field(name).type
+    return pa.ListArray.from_arrays(_offsets(*rows.shape), pa.array(rows.ravel(), of.value_type), type=of)
+
+
+def _nulls(values: np.ndarray) -> pa.Array:
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def _map(names: Sequence[str], values: np.ndarray, of: pa.DataType) -> pa.Array:
+    n = len(values)
+    keys = pa.array(names, pa.string()).take(pa.array(np.tile(np.arange(len(names), dtype=np.int32), n)))
+    return pa.MapArray.from_arrays(_offsets(n, len(names)), keys, _nulls(values.ravel()), type=of)
+
+
+def _decoded(space: Space, genomes: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    with np.errstate(all="ignore"):  # a genome that is no number decodes to none; its fitness says why
+        numbers, choices = space.values(genomes)
+    n = len(genomes)
+    values = np.stack(list(numbers.values()), 1) if numbers else np.zeros((n, 0))
+    columns = {column.name: column for column in space.columns}
+    words: list[str] = []
+    codes = np.zeros((n, len(choices)), np.int64)
+    for i, (name, index) in enumerate(choices.items()):
+        codes[:, i] = index + len(words)
+        words += [str(choice) for choice in columns[name].choices]
+    keys = pa.array(list(choices), pa.string()).take(pa.array(np.tile(np.arange(len(choices)), n)))
+    texts = pa.array(words, pa.string()).take(pa.array(codes.ravel()))
+    made = pa.MapArray.from_arrays(_offsets(n, len(choices)), keys, texts, type=WORDS)
+    return _map(list(numbers), values, NUMBERS), made
+
+
+def _parents(parents: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+    known = parents[:, :, 0] >= 0
+    counts = known.sum(1)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    pairs = parents[known]
+    made = pa.StructArray.from_arrays([pa.array(pairs[:, 0]), pa.array(pairs[:, 1])], fields=list(PARENT))
+    return counts, pa.ListArray.from_arrays(pa.array(offsets), made, type=LINEAGE.field("parents").type)
+
+
+def _scores(loss: np.ndarray, evaluated: np.ndarray, cells: Sequence[Cell]) -> pa.Array:
+    n, width = loss.shape
+    tile = pa.array(np.tile(np.arange(width, dtype=np.int32), n))
+    arrays = [pa.array([getattr(cell, f.name) for cell in cells], f.type).take(tile) for f in list(SCORE)[:4]]
+    arrays.append(pa.array(loss.ravel(), pa.float32(), mask=~evaluated.ravel()))
+    made = pa.StructArray.from_arrays(arrays, fields=list(SCORE))
+    return pa.ListArray.from_arrays(_offsets(n, width), made, type=LINEAGE.field("scores").type)
+
+
+def _mean(values: Any, evaluated: np.ndarray) -> np.ndarray:
+    wide = np.where(evaluated, np.asarray(values, np.float64).reshape(evaluated.shape), 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return wide.sum(1) / evaluated.sum(1)  # 0 / 0, no cell evaluated, is NaN and becomes null
+
+
+def _steps(values: Any, evaluated: np.ndarray) -> pa.Array | None:
+    if values is None:
+        return None
+    total = np.where(evaluated, np.asarray(values, np.float64).reshape(evaluated.shape), 0.0).sum(1)
+    bad = ~np.isfinite(total)
+    return pa.array(np.where(bad, 0, np.rint(total)).astype(np.int64), mask=bad)
+
+
+def _messages(block: Block, population: int, n: int) -> pa.Array:
+    if not block.messages:
+        return pa.nulls(n, pa.string())
+    texts: list[str | None] = [None] * n
+    for (generation, index), text in block.messages.items():
+        texts[(generation - block.first) * population + index] = text
+    return pa.array(texts, pa.string())
+
+
+# --- columns to arrays ----------------------------------------------------------------------------
+
+
+def _rectangle(table: pa.Table, name: str, width: int | None) -> Any:
+    lists = table[name].combine_chunks()
+    lengths = np.diff(lists.offsets.to_numpy())
+    width = (int(lengths[0]) if len(lengths) else 0) if width is None else width
+    if np.any(lengths != width) or lists.null_count:
+        raise IntegrityError(
+            f"lineage: expected {width} numbers in every {name}, got {sorted(set(lengths.tolist()))[:4]}."
+            " Was the run made with another space, strategy or task?"
+        )
+    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), width)
+
+
+def _losses(table: pa.Table, cells: Sequence[Cell], n: int) -> tuple[Any, Any]:
+    lists = table["scores"].combine_chunks()
+    flat = lists.flatten()
+    wrong = np.any(np.diff(lists.offsets.to_numpy()) != len(cells))
+    tile = pa.array(np.tile(np.arange(len(cells), dtype=np.int32), n))
+    for f in list(SCORE)[:4]:
+        if wrong:
+            break
+        expected = pa.array([getattr(cell, f.name) for cell in cells], f.type)
+        wrong = not flat.field(f.name).equals(expected.take(tile))
+    if wrong:
+        raise IntegrityError(
+            f"lineage: expected the {len(cells)} cells of this task in every row, got others."
+            " Was the run made with other domains, queries or replicates?"
+        )
+    loss = flat.field("loss")
+    evaluated = loss.is_valid().to_numpy(zero_copy_only=False)
+    numbers = np.full(len(loss), np.nan, np.float32)
+    numbers[evaluated] = loss.drop_null().to_numpy(zero_copy_only=False)
+    return numbers.reshape(n, len(cells)), evaluated.reshape(n, len(cells))
+
+
+def _parent_slots(table: pa.Table, n: int, slots: int) -> np.ndarray:
+    lists = table["parents"].combine_chunks()
+    offsets = lists.offsets.to_numpy()
+    counts = np.diff(offsets)
+    slots = max(slots, int(counts.max(initial=0)))
+    flat = lists.flatten()
+    parents = np.full((n, slots, 2), -1, np.int32)
+    row = np.repeat(np.arange(n), counts)
+    slot = np.arange(len(flat)) - np.repeat(offsets[:-1] - offsets[0], counts)
+    parents[row, slot, 0] = flat.field("generation").to_numpy()
+    parents[row, slot, 1] = flat.field("index").to_numpy()
+    return parents

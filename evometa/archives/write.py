@@ -1,0 +1,193 @@
+"""How something becomes durable: written apart, fsynced, linked to its name, and only then acknowledged.
+
+The appearance of a name is the commit. A crash or a power cut before it leaves a stray file in
+`.staging`; after it, the whole file. Nothing that carries a final name is ever half written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evometa.errors import EvometaError, IntegrityError, StorageError
+
+STAGING = ".staging"
+CURES = {
+    errno.ENOSPC: "the disk is full. Free some space, then: evometa resume {run}",
+    errno.EDQUOT: "your disk quota is used up. Free some space, then: evometa resume {run}",
+    errno.EROFS: "the file system is read-only. Make it writable, then: evometa resume {run}",
+    errno.EIO: "the disk reports a failure. Check it (dmesg), then: evometa archive check {run}",
+    errno.EACCES: "this user may not write there. Change the owner or the permissions, then: evometa resume {run}",
+    errno.EPERM: "this user may not write there. Change the owner or the permissions, then: evometa resume {run}",
+}
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
+
+
+def commit(folder: Path, table: pa.Table, first_generation: int) -> Path:
+    """Make a table durable as `part-<first generation>-<sha256>.parquet` in `folder`, and return its path.
+
+    Once this returns, the rows survive a crash and a power cut. The same rows committed twice are one
+    file. Raises `StorageError` where the disk refuses (the part is then not there, and the call may be
+    repeated), `IntegrityError` where a damaged file has the part's name.
+    """
+    data = encode(table)
+    digest = hashlib.sha256(data).hexdigest()
+    path = Path(folder) / f"part-{first_generation:09d}-{digest[:16]}.parquet"
+    publish(path, data, path.parent.parent / STAGING)
+    return path
+
+
+def encode(table: pa.Table) -> pa.Buffer:
+    """The bytes of a part: a Parquet file, zstd, one row group, with page checksums and statistics."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
+        write_statistics=True,
+        store_schema=False,  # the Parquet types say it all; this saves 3 kB per part
+        row_group_size=1 << 20,
+    )
+    return sink.getvalue()
+
+
+def write_once(path: Path, data: bytes) -> Path:
+    """Make `data` durable under a name that is not taken; the same bytes there already are a success.
+
+    Raises `IntegrityError` where the name holds other bytes, `StorageError` where the disk refuses.
+    """
+    path = Path(path)
+    publish(path, data, path.parent / STAGING)
+    return path
+
+
+def replace(path: Path, data: bytes) -> Path:
+    """Make `data` durable under a name, atomically instead of what is there. Raises `StorageError`."""
+    path = Path(path)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    publish(path, data, run / STAGING, clobber=True)
+    return path
+
+
+def publish(path: Path, data: bytes | pa.Buffer, staging: Path, *, clobber: bool = False) -> None:
+    """Stage `data`, fsync it, give it its name, fsync the folder.
+
+    Raises `StorageError` where the disk refuses, `IntegrityError` where the name holds other bytes and
+    `clobber` is false.
+    """
+    with storage(path):
+        ensure_folder(path.parent)
+        ensure_folder(staging)
+        temporary = _stage(staging, path.name, data)
+        try:
+            if clobber:
+                os.rename(temporary, path)
+            else:
+                _link(temporary, path, data)
+            sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably: a folder's own name lives in the folder above."""
+    if os.path.isdir(folder):
+        return
+    ensure_folder(folder.parent)
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(run_folder: Path) -> list[str]:
+    """Remove what crashed writers left in `.staging`; call it only while holding the run's lock."""
+    staging = Path(run_folder) / STAGING
+    names = sorted(os.listdir(staging)) if staging.is_dir() else []
+    with storage(staging):
+        for name in names:
+            os.unlink(staging / name)
+    return names
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn an `OSError` into a `StorageError` that names the path and the cure."""
+    try:
+        yield
+    except EvometaError:
+        raise
+    except OSError as error:
+        run = _run_of(Path(path))
+        number = error.errno or 0
+        cure = CURES.get(number, f"{os.strerror(number)}. When it is mended: evometa resume {{run}}")
+        code = errno.errorcode.get(number, "?")
+        raise StorageError(f"the disk refused {path} ({code}): {cure.format(run=run)}") from error
+
+
+def _run_of(path: Path) -> Path:
+    inside = {"lineage", "timings", "judgements", "checkpoints", "cells", STAGING}
+    return path.parent.parent if path.parent.name in inside else path if path.is_dir() else path.parent
+
+
+def _stage(staging: Path, name: str, data: bytes | pa.Buffer) -> Path:
+    temporary, descriptor = _free(staging, name)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            # After an error here the kernel may have dropped the pages: this descriptor is never used again.
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return temporary
+
+
+def _free(staging: Path, name: str) -> tuple[Path, int]:
+    attempt = 0
+    while True:
+        temporary = staging / f"{name}.{os.getpid()}-{attempt}"
+        try:
+            return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            attempt += 1  # a crashed writer with the same process id left its file here
+
+
+def _link(temporary: Path, path: Path, data: bytes | pa.Buffer) -> None:
+    try:
+        os.link(temporary, path)
+        return
+    except FileExistsError:
+        pass  # a process that crashed before it could acknowledge, or the same bytes twice
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not path.exists():
+            os.rename(temporary, path)  # a run has one writer, so nobody took the name in between
+            return
+    if path.read_bytes() != bytes(data):
+        cure = f"Run: evometa archive check {_run_of(path)}"
+        raise IntegrityError(f"{path}: this name holds other bytes than those to be written. {cure}")

@@ -1,0 +1,359 @@
+"""The command line. Answers at once: everything heavy is imported when a command runs.
+
+Data go to standard output, words to standard error. Errors are one line (expected, got, what to do) and
+an exit code: 0 ok, 1 run error, 2 usage, 3 not found, 4 config or schema, 5 integrity, 6 resume mismatch,
+74 input/output, 130/143 signals.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evometa import __version__
+from evometa.cli_archive import Json, RunName, archive, emit
+from evometa.cli_author import check_app, new_app
+from evometa.errors import EvometaError, UsageError
+
+if TYPE_CHECKING:
+    from evometa.driver import Watch
+    from evometa.spec import Spec
+
+app = typer.Typer(
+    help="Search for how to learn: population-based search over meta-parameters, scored on held-out domains.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(archive, name="archive")
+app.add_typer(check_app, name="check")
+app.add_typer(new_app, name="new")
+
+Out = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if debug:
+        os.environ["EVOMETA_DEBUG"] = "1"
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task's name, file.py, file.py:attr, or spec.toml.")],
+    strategy: Annotated[str | None, typer.Option(help="A strategy's name (see: evometa strategies).")] = None,
+    generations: Annotated[int | None, typer.Option(help="How many generations.")] = None,
+    population: Annotated[int | None, typer.Option(help="Candidates per generation.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="QUERY[:mean|worst|cvar[:FRACTION]]; repeat for several.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the spec, e.g. strategy_options.sigma=0.3.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="A task's profile: smoke, standard or full.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Where cells are computed: inline.")] = None,
+    plan: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Use the plan (chunk, devices, block) of another run.")
+    ] = None,
+    fork: Annotated[
+        str | None, typer.Option("--from", metavar="RUN@GEN", help="Start from another run's state.")
+    ] = None,
+    out: Out = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="The run's name; by default task-strategy-seed.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved spec and plan, run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a run and carry it to its end, then choose its champion.
+
+    Example: evometa run ladder --strategy cma_es --generations 40
+    """
+    from evometa.spec import assign, build, read_toml
+
+    source = Path(task) if task.endswith(".toml") else None
+    values: dict[str, Any] = read_toml(source) if source else {"task": task}
+    if profile is not None:
+        _apply_profile(values, profile)
+    flags = {
+        "strategy": strategy,
+        "generations": generations,
+        "population": population,
+        "seed": seed,
+        "objective": objective[0] if objective and len(objective) == 1 else objective,
+        "backend": backend,
+        "name": name,
+    }
+    values |= {key: value for key, value in flags.items() if value is not None}
+    assign(values, settings or [])
+    spec = build(values, source)
+    _start_jax(spec, plan, out)
+    if dry_run:
+        _dry_run(spec, _plan_of(plan, out), as_json)
+        return
+    from evometa import api
+
+    began = _now()
+    made = api.begin(spec, out, watch=_watch(), fork=fork, plan=_plan_of(plan, out))
+    _say_done(made, _now() - began, as_json)
+
+
+@app.command()
+def resume(
+    run: RunName,
+    generations: Annotated[int | None, typer.Option(help="Carry it to this many generations in all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run that stopped, or extend one that is finished.
+
+    Example: evometa resume runs/ladder-cma_es-s0 --generations 80
+    """
+    from evometa import folder
+    from evometa.machine import use_devices_of
+
+    path = folder.find(run)
+    use_devices_of(path)
+    from evometa import api
+
+    began = _now()
+    _say_done(api.resume(path, generations=generations, watch=_watch()), _now() - began, as_json)
+
+
+@app.command()
+def unseal(
+    run: RunName,
+    seeds: Annotated[int, typer.Option(help="Fresh inner seeds per domain, at least 10.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Open the test domains: judge champion and baseline on them, paired. Every opening is recorded.
+
+    Example: evometa unseal runs/ladder-cma_es-s0
+    """
+    from evometa import folder
+    from evometa.machine import use_devices_of
+
+    path = folder.find(run)
+    use_devices_of(path)
+    from evometa import api
+    from evometa.reports.tables import opening_table
+
+    result = api.open(path).unseal(seeds)
+    emit(result, as_json, lambda: opening_table(result))
+
+
+@app.command()
+def runs(out: Out = Path("runs"), as_json: Json = False) -> None:
+    """List the runs in a folder, with how far they came and what they found."""
+    from evometa.reports.tables import runs_rows, runs_table
+
+    rows = runs_rows(out)
+    emit(rows, as_json, lambda: runs_table(rows, out))
+
+
+@app.command()
+def report(run: RunName, as_json: Json = False) -> None:
+    """Show one run: what it is, its champion, every opening of its test domains."""
+    from evometa import folder
+    from evometa.reports.tables import report_data, report_text
+
+    data = report_data(folder.find(run))
+    emit(data, as_json, lambda: report_text(data))
+
+
+@app.command()
+def watch(
+    run: RunName,
+    once: Annotated[bool, typer.Option("--once", help="Print the state once and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look on while another process carries a run; never touches it. Ctrl-C stops looking."""
+    from evometa import folder
+    from evometa.reports.watch import follow
+
+    follow(folder.find(run), once=once or as_json, as_json=as_json)
+
+
+@app.command()
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Describe this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the tasks, or describe one: its space, domains, split, baseline and profiles."""
+    from evometa.reports.catalogue import task_data, task_text, tasks_rows, tasks_table
+
+    if name is None:
+        rows = tasks_rows()
+        emit(rows, as_json, lambda: tasks_table(rows))
+    else:
+        data = task_data(name)
+        emit(data, as_json, lambda: task_text(data))
+
+
+@app.command()
+def strategies(
+    name: Annotated[str | None, typer.Argument(help="Describe this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the strategies, or describe one: what it searches, its options and source."""
+    from evometa.reports.catalogue import strategies_rows, strategies_table, strategy_data, strategy_text
+
+    if name is None:
+        rows = strategies_rows()
+        emit(rows, as_json, lambda: strategies_table(rows))
+    else:
+        data = strategy_data(name)
+        emit(data, as_json, lambda: strategy_text(data))
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs"),
+    profile: Annotated[str, typer.Option(help="smoke (seconds) or standard (the README's).")] = "standard",
+    seed: Annotated[int, typer.Option(help="Search seed of all four searches.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the language ladder's demonstration: four searches, then the sealed languages, one table.
+
+    Interrupted, it goes on where it was; finished, it shows its table again without another look.
+    """
+    _start_jax(None, None, out)
+    from evometa.demo import demonstrate
+    from evometa.reports.tables import demo_table
+
+    result = demonstrate(out, profile, seed, _watch_named)
+    emit(result, as_json, lambda: demo_table(result))
+
+
+# --- shared by the commands ---------------------------------------------------------------------------
+
+
+def _now() -> float:
+    import time
+
+    return time.monotonic()
+
+
+def _watch() -> Watch:
+    from evometa.reports.live import Live
+
+    return Live()
+
+
+def _watch_named(title: str) -> Watch:
+    from evometa.reports.live import Live
+
+    return Live(title=title)
+
+
+def _apply_profile(values: dict[str, Any], profile: str) -> None:
+    from evometa.names import profile as find
+
+    if not isinstance(values.get("task"), str):
+        raise UsageError("--profile goes with a task that has profiles; this spec describes its own")
+    chosen = find(values["task"], profile)
+    options = {**chosen.pop("task", {}), **values.get("task_options", {})}
+    values.update({**chosen, **values, "task_options": options})
+
+
+def _start_jax(spec: Spec | None, plan: str | None, out: Path) -> None:
+    from evometa.machine import use_host_devices
+
+    borrowed = _plan_of(plan, out)
+    use_host_devices(borrowed.devices if borrowed else spec.plan.devices if spec else None)
+
+
+def _plan_of(run: str | None, out: Path) -> Any:
+    if run is None:
+        return None
+    from evometa.evaluate.plan import Plan
+    from evometa.folder import find, read_record
+
+    return Plan(**read_record(find(run, out))["plan"])
+
+
+def _dry_run(spec: Spec, plan: Any, as_json: bool) -> None:
+    from evometa.session import prepare
+
+    session = prepare(spec, plan=plan)
+    population = session.strategy.population
+    data = {
+        **session.identity,
+        "generations": spec.generations,
+        "candidates": spec.generations * population,
+        "trainings": spec.generations * population * len(session.task.split.train) * session.task.replicates,
+    }
+    emit(data, as_json, lambda: json.dumps(data, indent=1))
+
+
+def _say_done(made: Any, seconds: float, as_json: bool) -> None:
+    best, population = made.champion, made.record["strategy"]["population"]
+    first = (made.record.get("from") or {}).get("generation", 0)
+    data = {
+        "run": made.name,
+        "path": str(made.path),
+        "generations": made.generations,
+        "candidates": (made.generations - first) * population,
+        "champion": {"generation": best.generation, "index": best.index, "validation": best.validation},
+        "seconds": round(seconds, 3),
+    }
+
+    def text() -> str:
+        rows = made.summary()
+        width = max(len(key) for key in rows)
+        lines = [f"{key:<{width}}  {value}" for key, value in rows.items()]
+        sealed = made.record["task"]["split"]["test"]
+        following = [f"evometa archive top {made.path}"]
+        if sealed:
+            following.append(f"evometa unseal {made.path}   (opens {', '.join(sealed)}, and records it)")
+        return "\n".join([*lines, "next:", *[f"  {line}" for line in following]])
+
+    emit(data, as_json, text)
+
+
+def main() -> None:
+    """Run the command line; the one place where an error becomes a line and an exit code."""
+    # Found again by resume and fork from wherever Python was started.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        code = app(standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except EvometaError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as stop:
+        raise SystemExit(stop.exit_code) from None
+    except typer.Abort:
+        _fail("stopped", 130)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): nothing to say, and nowhere to say it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(0) from None
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
+            _fail(error.format_message(), getattr(error, "exit_code", 2))  # type: ignore[attr-defined]
+        if isinstance(error, OSError):
+            _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 74)
+        _fail(
+            f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (see it whole with --debug)",
+            1,
+        )
+
+
+def _fail(text: str, code: int) -> None:
+    if os.environ.get("EVOMETA_DEBUG"):
+        raise
+    print(f"evometa: {text}", file=sys.stderr)
+    raise SystemExit(code) from None

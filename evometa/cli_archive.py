@@ -1,0 +1,170 @@
+"""`evometa archive ...`: questions to a run's lineage, asked of its files, also while it grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+archive = typer.Typer(help="Look at a run's lineage: every candidate ever scored.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its folder, or its name in runs/.")]
+Candidate = Annotated[str, typer.Argument(metavar="GEN:INDEX", help="A candidate: generation and index, as 12:3.")]
+
+
+@archive.command("ls")
+def ls(run: RunName, as_json: Json = False) -> None:
+    """List the parts: which generations each holds, how many rows, its size."""
+    from evometa.reports.tables import parts_rows, table
+
+    rows = parts_rows(_path(run))
+    emit(rows, as_json, lambda: table(rows))
+
+
+@archive.command("show")
+def show(
+    run: RunName,
+    candidate: Candidate,
+    replay: Annotated[bool, typer.Option("--replay", help="Compute its scores again and compare the bits.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show one candidate: its parameters, parents and scores.
+
+    Example: evometa archive show runs/ladder-cma_es-s0 12:3 --replay
+    """
+    path, (generation, index) = _path(run), _candidate(candidate)
+    if replay:
+        from evometa.machine import use_devices_of
+
+        use_devices_of(path)
+    from evometa.archives.read import Archive
+    from evometa.reports.tables import candidate_text
+
+    data: dict[str, Any] = {"candidate": Archive(path).row(generation, index)}
+    if replay:
+        from evometa.replay import replay as again
+
+        data["replay"] = again(path, generation, index)
+    emit(
+        _finite(data if replay else data["candidate"]),
+        as_json,
+        lambda: candidate_text(data["candidate"], data.get("replay")),
+    )
+    if replay and not data["replay"]["equal"]:
+        raise typer.Exit(5)
+
+
+@archive.command("top")
+def top(
+    run: RunName, k: Annotated[int, typer.Option("-k", help="How many.", min=1)] = 10, as_json: Json = False
+) -> None:
+    """The candidates of lowest fitness. Observed values: the luckiest, not the likely-best."""
+    from evometa.archives.read import Archive
+    from evometa.reports.tables import table, top_rows
+
+    rows = top_rows(Archive(_path(run)).top(k))
+    flat = [{**{key: row[key] for key in ("generation", "index", "fitness")}, **row["params"]} for row in rows]
+    emit(_finite(rows), as_json, lambda: table(flat))
+
+
+@archive.command("lineage")
+def lineage(
+    run: RunName,
+    candidate: Candidate,
+    depth: Annotated[
+        int | None, typer.Option(help="How many steps back; a distribution's ancestry is everything.", min=0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The ancestors of a candidate, back to the first generation."""
+    from evometa.archives.read import Archive
+    from evometa.reports.tables import ancestry_text
+
+    data = Archive(_path(run)).ancestry(*_candidate(candidate), depth)
+    emit(_finite(data), as_json, lambda: ancestry_text(data))
+
+
+@archive.command("scores")
+def scores(
+    run: RunName,
+    candidate: Annotated[str | None, typer.Argument(metavar="[GEN:INDEX]", help="Only this candidate.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The losses behind the fitness: per domain and query, over the run or of one candidate."""
+    from evometa.reports.tables import scores_rows, table
+
+    rows = scores_rows(_path(run), _candidate(candidate) if candidate else None)
+    emit(_finite(rows), as_json, lambda: table(rows))
+
+
+@archive.command("query")
+def query(
+    run: RunName,
+    sql: Annotated[
+        str, typer.Argument(metavar="SELECT", help="One SELECT over the views lineage, scores, judgements.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Ask in SQL. One SELECT, nothing else, and nothing outside this run.
+
+    Example: evometa archive query RUN "SELECT generation, min(fitness) FROM lineage GROUP BY 1 ORDER BY 1"
+    """
+    from evometa.archives.query import query as ask
+    from evometa.reports.tables import table
+
+    rows = ask(_path(run), sql)
+    emit(_finite(rows), as_json, lambda: table(rows))
+
+
+@archive.command("check")
+def check(run: RunName, as_json: Json = False) -> None:
+    """Verify every byte: hashes, schema, gaps, parents, the diary. Exit code 5 where something is wrong."""
+    from evometa.archives.check import check as examine
+
+    found = examine(_path(run))
+    data = {"ok": found.ok, "parts": found.parts, "rows": found.rows, "problems": found.problems}
+
+    def text() -> str:
+        head = f"{'ok' if found.ok else 'not ok'}: {found.parts} parts, {found.rows} rows"
+        return "\n".join([head, *found.problems])
+
+    emit(data, as_json, text)
+    if not found.ok:
+        raise typer.Exit(5)
+
+
+def _path(run: str) -> Path:
+    from evometa.folder import find
+
+    return find(run)
+
+
+def _candidate(text: str) -> tuple[int, int]:
+    from evometa.errors import UsageError
+
+    generation, colon, index = text.partition(":")
+    if not (colon and generation.isdigit() and index.isdigit()):
+        raise UsageError(f"expected a candidate as GENERATION:INDEX, got {text!r}. Try 0:0")
+    return int(generation), int(index)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: a failed candidate's fitness becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
+        return value
+    if isinstance(value, float):
+        return None
+    return value if isinstance(value, int | str | bool | None) else str(value)
+
+
+def emit(data: Any, as_json: bool, text: Any) -> None:
+    """Print JSON, or what `text()` says."""
+    import json
+
+    print(json.dumps(data, allow_nan=False) if as_json else text())

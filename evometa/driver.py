@@ -1,0 +1,255 @@
+"""A run: the loop with a disk. Part first, checkpoint second, so that it can be killed anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+
+from evometa import checkpoint, folder
+from evometa.archives import events
+from evometa.archives.cells import CellJournal
+from evometa.archives.read import Archive, list_parts
+from evometa.archives.rows import block_from_table, lineage_table, timings_table
+from evometa.archives.write import commit, encode, sweep
+from evometa.errors import EvometaError, ResumeMismatch
+from evometa.session import Session, identity_digest
+from evometa.types import Block, Failure, State
+
+# Checkpoints only spare a resume the telling of stored generations again; one a second is plenty.
+_CHECKPOINT_SECONDS = 1.0
+
+
+class Watch(Protocol):
+    """Somebody who looks on; see reports/live.py. Nothing that it does can change a number."""
+
+    def begin(self, session: Session, path: Path, generation: int, until: int) -> None: ...
+
+    def block(self, block: Block, state: State, seconds: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def begin(self, session: Session, path: Path, generation: int, until: int) -> None:
+        """Nothing."""
+
+    def block(self, block: Block, state: State, seconds: float) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+
+class Interrupted(EvometaError):
+    """A signal asked the run to stop; everything that was finished is on disk (exit code 130 or 143)."""
+
+    def __init__(self, number: int, path: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}. Go on with: evometa resume {path}")
+        self.exit_code = 128 + number
+
+
+class _Stop:
+    """SIGINT and SIGTERM while a run is under way.
+
+    A compiled block is finished and committed first. A host loop is left at once: its finished cells are
+    durable, the unfinished one is not worth waiting for. A second signal drops everything at once, which
+    is no more than a kill -9.
+    """
+
+    def __init__(self, path: Path, watch: Watch) -> None:
+        self.number = 0
+        self.may_interrupt = False
+        self._path, self._watch = path, watch
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number or self.may_interrupt:
+            self.number = number
+            raise Interrupted(number, self._path)
+        self.number = number
+        self._watch.note("stopping after this block; once more to drop it")
+
+    def check(self) -> None:
+        if self.number:
+            raise Interrupted(self.number, self._path)
+
+
+@contextmanager
+def stoppable(path: Path, watch: Watch) -> Iterator[_Stop]:
+    """Handle SIGINT and SIGTERM as `_Stop` says; outside the main thread signals are left alone."""
+    stop = _Stop(path, watch)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start(session: Session, out: Path, *, forked: dict[str, Any] | None = None) -> Path:
+    """Make the folder of a new run and write its record."""
+    spec = session.spec
+    default = f"{session.task.name}-{session.strategy.name}-s{spec.seed}"
+    record = {**session.identity, "generations": spec.generations, "from": forked}
+    return folder.create(out, spec.name, default, record)
+
+
+def advance(path: Path, session: Session, until: int, watch: Watch, start_state: State | None = None) -> State:
+    """Carry a run to `until` generations; every block is durable before the next begins.
+
+    `start_state` is what a fork starts from. The caller holds the run's lock. Raises `ResumeMismatch`
+    where what is stored and what is computed differ, `Interrupted` on a signal.
+    """
+    return _Advance(path, session, watch).run(until, start_state)
+
+
+class _Advance:
+    def __init__(self, path: Path, session: Session, watch: Watch) -> None:
+        self.path, self.session, self.watch = path, session, watch
+        self.digest = identity_digest(session.identity)
+        self.base = int((folder.read_record(path).get("from") or {}).get("generation", 0))
+        self.timings: list[Any] = []
+        self.saved_at = time.monotonic()
+        self.last_part: str | None = None
+        self.journal = CellJournal(path / "cells")
+
+    def run(self, until: int, start_state: State | None) -> State:
+        sweep(self.path)
+        generation, state = self._restore(start_state)
+        stored = {part.first: part for part in list_parts(self.path / "lineage")}
+        self.watch.begin(self.session, self.path, generation, until)
+        with stoppable(self.path, self.watch) as stop:
+            try:
+                while generation < until:
+                    began = time.monotonic()
+                    if generation in stored:
+                        state, block = self._stored(state, stored[generation])
+                        self.last_part = stored[generation].path.name
+                    else:
+                        length = self.session.plan.block
+                        count = min(length - generation % length, until - generation)
+                        stop.may_interrupt = not self.session.compiled
+                        state, block = self.session.loop.advance(state, generation, count)
+                        stop.may_interrupt = False
+                        self._commit(block, time.monotonic() - began)
+                    generation += block.generations
+                    if time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS or generation >= until:
+                        self._save(generation, state)
+                    self.watch.block(block, state, time.monotonic() - began)
+                    if block.first == self.base:
+                        self._some_succeeded(block)
+                    if stop.number:
+                        self._save(generation, state)
+                        stop.check()
+            finally:
+                self.watch.end()
+        return state
+
+    def _restore(self, start_state: State | None) -> tuple[int, State]:
+        like = self.session.initial_state() if start_state is None else start_state
+        found = checkpoint.load(self.path, like, spec_digest=self.digest)
+        if found is None:
+            return self.base, like
+        generation, state, meta = found
+        self.last_part = meta.get("last_part")
+        return generation, state
+
+    def _table(self, block: Block) -> Any:
+        session = self.session
+        return lineage_table(
+            self.path.name, block, session.cells, session.task.space, session.strategy.operators, session.spec.seed
+        )
+
+    def _commit(self, block: Block, seconds: float) -> None:
+        part = commit(self.path / "lineage", self._table(block), block.first)
+        self.last_part = part.name
+        self.journal.clear()
+        candidates = block.generations * self.session.strategy.population
+        self.timings.append(timings_table(self.path.name, block.first, block.generations, seconds, candidates))
+
+    def _save(self, generation: int, state: State) -> None:
+        if self.timings:
+            import pyarrow as pa
+
+            table = pa.concat_tables(self.timings)
+            commit(self.path / "timings", table, int(table["first_generation"][0].as_py()))
+            self.timings = []
+        checkpoint.save(self.path, generation, state, {"spec_digest": self.digest, "last_part": self.last_part})
+        self.saved_at = time.monotonic()
+
+    def _stored(self, state: State, part: Any) -> tuple[State, Block]:
+        """Pass over a part that lies beyond the checkpoint.
+
+        A compiled block is computed again and must give the same bytes: it takes a moment, and nothing else
+        gives the same state for certain. On the host, the stored scores are told, and nothing is evaluated.
+        """
+        table = part.read()
+        session, space = self.session, self.session.task.space
+        count = len(table) // session.strategy.population
+        if session.compiled:
+            state, block = session.loop.advance(state, part.first, count)
+            if hashlib.sha256(encode(self._table(block))).hexdigest()[:16] != part.digest:
+                raise ResumeMismatch(_DIFFERS.format(part=part.path.name))
+            return state, block
+        block = block_from_table(table, session.cells, space.dimension, len(session.task.objectives))
+        try:
+            return session.retelling().retell(state, block), block
+        except ValueError:
+            raise ResumeMismatch(_DIFFERS.format(part=part.path.name)) from None
+
+    def _some_succeeded(self, block: Block) -> None:
+        failure = np.asarray(block.scores.failure)
+        if (failure == Failure.OK).any():
+            return
+        first = next(iter(block.messages.values()), f"{Failure(int(failure[0, 0])).name.lower()} loss")
+        raise EvometaError(
+            f"every candidate of the first {block.generations} generation(s) failed, the first with: {first}."
+            f" Try: evometa check task {self.session.spec.task}"
+        )
+
+
+_DIFFERS = (
+    "{part} is not what this machine computes for the same generations: another kind of processor, or a task that is"
+    " not a function of its key. Resume where the run began, or start a fork with: evometa run ... --from RUN@GENERATION"
+)
+
+
+def state_at(path: Path, session: Session, generation: int, start_state: State | None = None) -> State:
+    """The strategy's state before `generation`, told again from the stored rows; nothing is evaluated."""
+    state = session.initial_state() if start_state is None else start_state
+    loop, space = session.retelling(), session.task.space
+    for part in Archive(path).parts():
+        if part.first >= generation:
+            break
+        table = part.read()
+        count = min(len(table) // session.strategy.population, generation - part.first)
+        table = table.slice(0, count * session.strategy.population)
+        block = block_from_table(table, session.cells, space.dimension, len(session.task.objectives))
+        try:
+            state = loop.retell(state, block)
+        except ValueError:
+            raise ResumeMismatch(_DIFFERS.format(part=part.path.name)) from None
+    return state
+
+
+def record_event(path: Path, kind: str, **fields: Any) -> None:
+    """Add to the run's diary."""
+    events.append(path, kind, **fields)

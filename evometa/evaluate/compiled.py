@@ -1,0 +1,265 @@
+"""JAX tasks: candidates x domains x replicates as one compiled program, in chunks of a fixed size.
+
+The bits of a candidate change with the batch it is computed in, so every candidate is computed in a chunk
+of exactly `plan.chunk`, whichever device and position it falls on. Chunks are spread over the host devices
+and every device receives all results before anything reads them: what follows is then computed alike
+everywhere (design: the determinism contract).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from evometa.contract import Task
+from evometa.errors import ConfigError, EvometaError
+from evometa.evaluate.cost import Cost, cost
+from evometa.evaluate.data import Loaded
+from evometa.evaluate.plan import Plan
+from evometa.evaluate.settle import Raw
+from evometa.keys import cell_keys, fit_and_judge_keys
+from evometa.types import Cell, Failure
+
+AXIS = "candidates"
+Data = tuple[tuple[Any, dict[str, Any]], ...]  # per group of equal shapes: stacked supports, stacked queries
+
+
+class CompiledCells:
+    """The cells of some domains of a JAX task.
+
+    `evaluate(key, genomes, data)` is traceable and takes any number of candidates; `data` is the stacked
+    domain data, handed over as an argument so that it is not compiled into the program as a constant.
+    """
+
+    def __init__(self, task: Task, loaded: Sequence[Loaded], plan: Plan, replicates: int) -> None:
+        self.task, self.plan, self.replicates = task, plan, replicates
+        self.names = tuple(domain.name for domain in loaded)
+        self.cells = layout(task, loaded, replicates)
+        arrays = [_as_arrays(task, domain) for domain in loaded]
+        signatures = [str(jax.tree.map(lambda x: (x.shape, str(x.dtype)), a)) for a in arrays]
+        self.groups = [
+            tuple(i for i, s in enumerate(signatures) if s == signature) for signature in dict.fromkeys(signatures)
+        ]
+        self.data: Data = tuple(jax.tree.map(lambda *x: jnp.stack(x), *[arrays[i] for i in g]) for g in self.groups)
+        self.metrics = self._metric_names()
+        self.replan(plan)
+        self._static_cache: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._jitted = jax.jit(self.evaluate_keys)
+
+    # --- the program -----------------------------------------------------------------------------
+
+    def evaluate(self, key: Any, genomes: Any, data: Data, static: Mapping[str, Any] | None = None) -> Raw:
+        """Raw cells of genomes `[P, D]`; traceable; results are replicated over the devices."""
+        return self.evaluate_keys(cell_keys(key, self.names, self.replicates), genomes, data, static)
+
+    def evaluate_keys(self, keys: Any, genomes: Any, data: Data, static: Mapping[str, Any] | None = None) -> Raw:
+        """As `evaluate`, with the cell keys `[domains, replicates]` given."""
+        population = genomes.shape[0]
+        slab = self.plan.devices * self.plan.chunk
+        padded = -(-population // slab) * slab
+        # Filler candidates repeat the last one: they cost time, never a number.
+        genomes = jnp.concatenate([genomes, jnp.repeat(genomes[-1:], padded - population, axis=0)])
+
+        def on_device(part: Any, keys: Any, data: Data) -> Any:
+            chunks = part.reshape(-1, self.plan.chunk, part.shape[-1])
+
+            # The barriers keep the compiler from fusing a chunk with its surroundings, which differ
+            # with the number of chunks and would change its bits.
+            def one_chunk(chunk: Any) -> Any:
+                return jax.lax.optimization_barrier(
+                    self._chunk(jax.lax.optimization_barrier(chunk), keys, data, static)
+                )
+
+            out = jax.lax.map(one_chunk, chunks)
+            out = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), out)
+            return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), out)
+
+        replicated = PartitionSpec()
+        spread = jax.shard_map(
+            on_device,
+            mesh=self._mesh,
+            in_specs=(PartitionSpec(AXIS), replicated, replicated),
+            out_specs=replicated,
+            check_vma=False,  # the gathered results are alike on every device, which the checker cannot see
+        )
+        out = jax.tree.map(lambda x: x[:population], spread(genomes, keys, data))
+        loss = out.pop("loss")
+        evaluated = jnp.broadcast_to(jnp.asarray(self._present), loss.shape)
+        # A metric that is not finite fails its candidate as a loss does.
+        broken = [(evaluated & ~jnp.isfinite(value)).any(axis=1) for value in out.values()]
+        failure = (
+            jnp.where(jnp.any(jnp.array(broken), axis=0), jnp.int8(Failure.NONFINITE), jnp.int8(Failure.OK))
+            if broken
+            else jnp.zeros(population, jnp.int8)
+        )
+        return Raw(loss, out, evaluated, failure)
+
+    def _chunk(self, genomes: Any, keys: Any, data: Data, static: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Metrics `{name: [chunk, C]}` of one chunk of genomes `[chunk, D]`."""
+        rows: list[Any] = [None] * len(self.names)
+        for group, (support, queries) in zip(self.groups, data, strict=True):
+            over_replicates = jax.vmap(lambda g, k, s, q: self._cell(g, k, s, q, static), (None, 0, None, None))
+            over_domains = jax.vmap(over_replicates, (None, 0, 0, 0))
+            over_chunk = jax.vmap(over_domains, (0, None, None, None))
+            out = over_chunk(genomes, keys[np.array(group)], support, queries)  # {metric: [chunk, domains, R, Q]}
+            for position, index in enumerate(group):
+                rows[index] = {name: value[:, position] for name, value in out.items()}
+        names = ("loss", *self.metrics)
+        # C runs over domains, then queries, then replicates: see `layout`.
+        return {
+            name: jnp.concatenate([jnp.swapaxes(row[name], 1, 2).reshape(genomes.shape[0], -1) for row in rows], axis=1)
+            for name in names
+        }
+
+    def _cell(self, genome: Any, key: Any, support: Any, queries: dict[str, Any], static: Any) -> dict[str, Any]:
+        """Train once, judge on every query: `{metric: [Q]}`."""
+        judged = self._train_and_judge(self.task.space.decode(genome, static), key, support, queries)
+        missing = {name: jnp.full((), jnp.nan, jnp.float32) for name in ("loss", *self.metrics)}
+        # Only loss may be absent (the domain lacks that query: the cell is marked as not evaluated).
+        rows = [{**missing, **judged.get(q, {})} for q in self.task.query_names]
+        return {name: jnp.stack([jnp.asarray(row[name], jnp.float32) for row in rows]) for name in missing}
+
+    def _train_and_judge(self, candidate: Any, key: Any, support: Any, queries: dict[str, Any]) -> dict[str, Any]:
+        task = self.task
+        fit_key, judge_keys = fit_and_judge_keys(key, tuple(queries))
+        if task.fit is not None:
+            learned = task.fit(fit_key, candidate, support)
+            return {q: task.judge(judge_keys[q], learned, data) for q, data in queries.items()}
+        assert task.init is not None and task.step is not None
+        learner = task.init(jax.random.fold_in(fit_key, 0), candidate, support)
+        judged: dict[str, Any] = {}
+        start = 0
+        for mark in task.marks:
+
+            def one(learner: Any, number: Any) -> tuple[Any, None]:
+                step_key = jax.random.fold_in(jax.random.fold_in(fit_key, 1), number)
+                return task.step(step_key, candidate, learner, support), None  # type: ignore[misc]
+
+            learner, _ = jax.lax.scan(one, learner, jnp.arange(start, mark))
+            start = mark
+            suffix = "" if mark == task.marks[-1] else f"@{mark}"
+            judged |= {f"{q}{suffix}": task.judge(judge_keys[q], learner, data) for q, data in queries.items()}
+        return judged
+
+    # --- on the host -----------------------------------------------------------------------------
+
+    def host(self, key: Any, genomes: np.ndarray) -> Raw:
+        """Raw cells as NumPy, outside any compiled loop."""
+        return self.host_keys(cell_keys(key, self.names, self.replicates), genomes)
+
+    def host_keys(self, keys: Any, genomes: np.ndarray) -> Raw:
+        """As `host`, with the cell keys given; candidates are grouped by their static columns."""
+        space = self.task.space
+        if not space.static:
+            return jax.tree.map(np.asarray, self._jitted(keys, jnp.asarray(genomes), self.data))
+        values = [tuple(sorted(space.static_values(genome).items())) for genome in genomes]
+        parts: list[tuple[np.ndarray, Raw]] = []
+        for value in sorted(set(values), key=str):
+            rows = np.array([i for i, v in enumerate(values) if v == value])
+            if value not in self._static_cache:
+                static = dict(value)
+                self._static_cache[value] = jax.jit(lambda k, g, d, s=static: self.evaluate_keys(k, g, d, s))
+            # Padded to the whole population, so that each value of the static columns compiles once.
+            filled = np.concatenate([genomes[rows], np.repeat(genomes[rows[:1]], len(genomes) - len(rows), axis=0)])
+            raw = self._static_cache[value](keys, jnp.asarray(filled), self.data)
+            parts.append((rows, jax.tree.map(lambda x, n=len(rows): np.asarray(x)[:n], raw)))
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        return jax.tree.map(lambda *x: np.concatenate(x)[order], *[raw for _, raw in parts])
+
+    def cost(self) -> Cost:
+        """What one candidate costs: all its cells together."""
+        genome = jax.ShapeDtypeStruct((1, self.task.space.dimension), jnp.float32)
+        keys = jax.eval_shape(lambda: cell_keys(jax.random.key(0), self.names, self.replicates))
+        return cost(lambda g, k, d: self._chunk(g, k, d, self._some_static), genome, keys, self.data)
+
+    def replan(self, plan: Plan) -> CompiledCells:
+        """The same cells under another plan."""
+        self.plan = plan
+        self._mesh = Mesh(np.array(jax.devices()[: plan.devices]), (AXIS,))
+        return self
+
+    # --- what the task returns, found out before anything is compiled ------------------------------
+
+    def _metric_names(self) -> tuple[str, ...]:
+        """Names besides loss; `ConfigError` where judge returns anything but real scalars."""
+        self._present = np.array([c.query.split("@")[0] in self._queries_of(c.domain) for c in self.cells])
+        genome = jax.ShapeDtypeStruct((self.task.space.dimension,), jnp.float32)
+        static = self._some_static = self.task.space.static_values(self.task.space.encode(self.task.baseline)) or None
+        names: dict[str, None] = {}
+        for support, queries in self.data:
+            first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (support, queries))
+            try:
+                judged = jax.eval_shape(
+                    lambda g, k, s, q: self._train_and_judge(self.task.space.decode(g, static), k, s, q),
+                    genome,
+                    jax.eval_shape(lambda: jax.random.key(0)),
+                    *first,
+                )
+            except EvometaError:
+                raise
+            except ModuleNotFoundError as error:
+                raise EvometaError(
+                    f"task {self.task.name!r} needs the package {error.name!r}. Type: pip install {error.name}"
+                ) from error
+            except Exception as error:
+                raise ConfigError(_untraceable(self.task, error)) from error
+            for query, metrics in judged.items():
+                names |= dict.fromkeys(_check_metrics(self.task, query, metrics))
+        names.pop("loss", None)
+        return tuple(sorted(names))
+
+    def _queries_of(self, domain: str) -> Mapping[str, Any]:
+        return self.task.domain(domain).queries
+
+
+def layout(task: Task, loaded: Sequence[Loaded], replicates: int) -> tuple[Cell, ...]:
+    """The cells in the order of the C axis: domains, then queries, then replicates."""
+    return tuple(
+        Cell(domain.name, query, domain.role, replicate)
+        for domain in loaded
+        for query in task.query_names
+        for replicate in range(replicates)
+    )
+
+
+def _as_arrays(task: Task, domain: Loaded) -> tuple[Any, dict[str, Any]]:
+    try:
+        return jax.tree.map(jnp.asarray, (domain.support, dict(domain.queries)))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"task {task.name!r}: domain {domain.name!r} expected arrays (a JAX task), got {error}."
+            ' Give arrays, or say runs="python"'
+        ) from error
+
+
+def _check_metrics(task: Task, query: str, metrics: Any) -> Mapping[str, Any]:
+    where = f"task {task.name!r}: judge on {query!r}"
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(
+            f"{where} expected a dict with a 'loss', got {type(metrics).__name__}. Return {{'loss': value}}"
+        )
+    if "loss" not in metrics:
+        raise ConfigError(f"{where} expected a 'loss', got the names {sorted(metrics)}")
+    for name, value in metrics.items():
+        if value.shape != () or not (
+            jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        ):
+            raise ConfigError(
+                f"{where}: {name!r} expected a real scalar (shape ()), got shape {value.shape} of {value.dtype}"
+            )
+    return metrics
+
+
+def _untraceable(task: Task, error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    hint = ""
+    if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+        hint = ' It is not traceable by JAX; write it with jax.numpy, or say runs="python".'
+    elif isinstance(error, TypeError) and "not a valid JAX type" in text:
+        hint = ' A JAX task returns arrays and numbers; for anything else say runs="python".'
+    return f"task {task.name!r} raised {type(error).__name__}: {text}.{hint} See it whole with --debug"

@@ -1,0 +1,143 @@
+"""A run's folder: its name, its record (run.json), its lock, its place among other runs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evometa.archives import events, sealed
+from evometa.archives.schema import FORMAT, digest
+from evometa.archives.write import ensure_folder, storage, write_once
+from evometa.contract import NAME
+from evometa.errors import EvometaError, IntegrityError, NotFound, ResumeMismatch, UsageError, did_you_mean
+
+RECORD = "run.json"
+
+
+def create(out: Path, name: str | None, default: str, record: dict[str, Any]) -> Path:
+    """Make a run's folder and write its record; returns the folder.
+
+    Without a name, `default` is used, with a number behind it where that is taken. Raises `UsageError` for a
+    name that is taken or that is more than a name.
+    """
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(
+            f"expected a run name of letters, digits, '_', '-', '.', got {name!r}. Say where with --out DIR"
+        )
+    with storage(out):
+        ensure_folder(out)
+        number = 1
+        while True:
+            path = out / (name or (default if number == 1 else f"{default}-{number}"))
+            if _claim(path):
+                break
+            if name is not None:
+                raise UsageError(
+                    f"run {name!r} exists in {out}. Go on with: evometa resume {path}, or choose another --name"
+                )
+            number += 1
+    write_once(path / RECORD, sealed.seal({"format": FORMAT, "schema_digest": digest(), "run": path.name, **record}))
+    return path
+
+
+def _claim(path: Path) -> bool:
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        # A start that died before it wrote the record left an empty folder: nobody's run.
+        return path.is_dir() and not [p for p in path.iterdir() if p.name != ".staging"]
+    return True
+
+
+def find(reference: str | Path, out: Path = Path("runs")) -> Path:
+    """The folder of a run given as a path, or as a name in `out`. Raises `NotFound`."""
+    for path in (Path(reference), out / reference):
+        if (path / RECORD).is_file():
+            return path
+    names = [path.name for path in list_runs(out)]
+    near = did_you_mean(Path(reference).name, names)
+    raise NotFound(f"no run is called {str(reference)!r}.{near} Type: evometa runs")
+
+
+def list_runs(out: Path) -> list[Path]:
+    """The folders in `out` that hold a run."""
+    return sorted(path.parent for path in out.glob(f"*/{RECORD}"))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What run.json says. Raises `IntegrityError` where it was changed or belongs to a newer format."""
+    file = path / RECORD
+    try:
+        record = sealed.unseal(file.read_bytes(), file)
+    except FileNotFoundError:
+        raise NotFound(f"no run at {path}. Type: evometa runs") from None
+    if record["format"].split(".")[0] != FORMAT.split(".")[0]:
+        raise IntegrityError(
+            f"{file}: expected format {FORMAT}, got {record['format']}. Use the evometa that wrote it: {record.get('versions', {})}"
+        )
+    return record
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a run for writing. Raises `EvometaError` where another process has it; death releases it."""
+    with storage(path):
+        descriptor = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
+                raise EvometaError(
+                    f"another process is running {path.name} ({holder or 'unknown'}). Look on with: evometa watch {path}"
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+            yield
+            os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
+
+
+def target(path: Path) -> int:
+    """How many generations the run is to have: the last that was asked for."""
+    asked = [e["generations"] for e in events.read(path) if e["kind"] in ("started", "extended")]
+    return int(asked[-1] if asked else read_record(path)["generations"])
+
+
+def compare(recorded: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `ResumeMismatch` naming the first thing that differs between two identities, and the cure."""
+    words = {
+        "spec": "the spec",
+        "plan": "the plan",
+        "strategy": "the strategy",
+        "task": "the task",
+        "data": "the data of the train domains",
+        "versions": "a library's version",
+        "seed": "the seed",
+    }
+    for part, text in words.items():
+        was, is_ = recorded.get(part), now.get(part)
+        if part == "versions":
+            was, is_ = ({k: v for k, v in (x or {}).items() if k != "python"} for x in (was, is_))
+        if was != is_:
+            where, a, b = _first_difference(part, was, is_)
+            what = "its code" if where == "task.code" else f"{where}: was {a}, is {b}"
+            raise ResumeMismatch(
+                f"{text} changed since the run started ({what}). Put it back, or start a fork with:"
+                " evometa run ... --from RUN@GENERATION"
+            )
+
+
+def _first_difference(path: str, was: Any, is_: Any) -> tuple[str, str, str]:
+    if isinstance(was, dict) and isinstance(is_, dict):
+        for key in sorted({*was, *is_}):
+            if was.get(key) != is_.get(key):
+                return _first_difference(f"{path}.{key}", was.get(key), is_.get(key))
+    return path, json.dumps(was)[:60], json.dumps(is_)[:60]

@@ -1,0 +1,138 @@
+"""One generation, a one-way street: ask, execute, settle, tell. Knows no strategy and no task by name.
+
+Nothing flows back up: strategies never see a task, tasks never see a strategy, the archive never feeds
+the loop. Where strategy and task are traceable, a whole block of generations is one compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evometa.contract import Objective
+from evometa.evaluate.settle import Raw, settle
+from evometa.keys import Stream, stream_key
+from evometa.types import Block, Cell, Genomes, Parents, Scores, State, Strategy
+
+# A traceable evaluation: (key, genomes [P, D], data) -> Raw; data is a pytree of arrays.
+Evaluate = Callable[[Any, Any, Any], Raw]
+# An evaluation on the host: (generation, key, genomes [P, D]) -> Raw and messages {index: text}.
+HostEvaluate = Callable[[int, Any, np.ndarray], tuple[Raw, dict[int, str]]]
+
+
+class Row(NamedTuple):
+    """What one generation leaves for the archive. Leading axis P."""
+
+    genomes: Genomes
+    parents: Parents
+    scores: Scores
+
+
+def generation(
+    strategy: Strategy,
+    evaluate: Callable[[Any, Genomes], Raw],
+    cells: Sequence[Cell],
+    objectives: Sequence[Objective],
+    seed: int,
+    number: Any,
+    state: State,
+) -> tuple[State, Row]:
+    """Advance `state` through generation `number`; traceable where strategy and evaluate are."""
+    key = partial(stream_key, seed, number)
+    genomes, parents, state = strategy.ask(key(Stream.ASK), state)
+    scores = settle(evaluate(key(Stream.EVALUATE), genomes), cells, objectives)
+    state = strategy.tell(key(Stream.TELL), state, genomes, scores)
+    return state, Row(genomes, parents, scores)
+
+
+class CompiledLoop:
+    """Blocks of generations as one compiled program, for a traceable strategy and a JAX task.
+
+    The number of generations is a run-time argument, so one compilation serves every block length up to
+    `block`, a single step included: block and step by step are the same program and give the same bits.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        evaluate: Evaluate,
+        data: Any,
+        cells: Sequence[Cell],
+        objectives: Sequence[Objective],
+        seed: int,
+        block: int,
+    ) -> None:
+        self._data, self._block = data, block
+
+        def run(state: State, first: Any, count: Any, data: Any) -> tuple[State, Row]:
+            def one(number: Any, state: State) -> tuple[State, Row]:
+                return generation(strategy, lambda k, g: evaluate(k, g, data), cells, objectives, seed, number, state)
+
+            shapes = jax.eval_shape(one, first, state)[1]
+            rows = jax.tree.map(lambda x: jnp.zeros((block, *x.shape), x.dtype), shapes)
+
+            def body(i: Any, carry: tuple[State, Row]) -> tuple[State, Row]:
+                state, rows = carry
+                state, row = one(first + i, state)
+                return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), rows, row)
+
+            return jax.lax.fori_loop(0, count, body, (state, rows))
+
+        self._run = jax.jit(run)
+
+    def advance(self, state: State, first: int, count: int) -> tuple[State, Block]:
+        """Run `count` generations (at most the block length), `first` being the number of the first."""
+        state, rows = self._run(state, jnp.int32(first), jnp.int32(count), self._data)
+        rows = jax.tree.map(lambda x: np.asarray(x)[:count], rows)
+        # Back to the host: a state that lies on the devices would be another input type, and compile again.
+        return jax.tree.map(np.asarray, state), Block(first, rows.genomes, rows.parents, rows.scores, {})
+
+
+class HostLoop:
+    """One generation after the other on the host: for strategies or tasks that JAX cannot trace."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        evaluate: HostEvaluate,
+        cells: Sequence[Cell],
+        objectives: Sequence[Objective],
+        seed: int,
+    ) -> None:
+        self._strategy, self._evaluate, self._seed = strategy, evaluate, seed
+        if strategy.traceable:
+            self._ask, self._tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
+        else:
+            self._ask, self._tell = strategy.ask, strategy.tell
+        self._settle = jax.jit(lambda raw: settle(raw, cells, objectives))
+
+    def advance(self, state: State, first: int, count: int) -> tuple[State, Block]:
+        """Run `count` generations, `first` being the number of the first."""
+        rows: list[Row] = []
+        messages: dict[tuple[int, int], str] = {}
+        for number in range(first, first + count):
+            key = partial(stream_key, self._seed, number)
+            genomes, parents, state = self._ask(key(Stream.ASK), state)
+            raw, said = self._evaluate(number, key(Stream.EVALUATE), np.asarray(genomes))
+            scores = self._settle(raw)
+            state = self._tell(key(Stream.TELL), state, genomes, scores)
+            rows.append(jax.tree.map(np.asarray, Row(genomes, parents, scores)))
+            messages |= {(number, index): text for index, text in said.items()}
+        stacked = jax.tree.map(lambda *x: np.stack(x), *rows)
+        return state, Block(first, stacked.genomes, stacked.parents, stacked.scores, messages)
+
+    def retell(self, state: State, block: Block) -> State:
+        """Tell a block that is already in the archive; `ValueError` where the genomes asked for differ from it."""
+        for i in range(block.generations):
+            key = partial(stream_key, self._seed, block.first + i)
+            genomes, _, state = self._ask(key(Stream.ASK), state)
+            if not np.array_equal(np.asarray(genomes), block.genomes[i], equal_nan=True):
+                raise ValueError(f"generation {block.first + i} differs")
+            scores = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), block.scores)
+            state = self._tell(key(Stream.TELL), state, genomes, scores)
+        return state

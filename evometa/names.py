@@ -1,0 +1,199 @@
+"""Names become objects here, and nowhere below: tasks and strategies from tables, entry points, modules, files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from evometa.contract import Task, TaskBuilder
+from evometa.errors import ConfigError, EvometaError, NotFound, UsageError, did_you_mean
+from evometa.strategies import STRATEGIES
+from evometa.tasks import TASKS
+from evometa.types import Strategy
+
+
+def known(kind: str) -> dict[str, str]:
+    """Name -> `module:attribute` of every `tasks` or `strategies` entry, the built-in ones first."""
+    table = dict({"tasks": TASKS, "strategies": STRATEGIES}[kind])
+    for entry in importlib.metadata.entry_points(group=f"evometa.{kind}"):
+        table.setdefault(entry.name, entry.value)
+    return table
+
+
+def load_task(reference: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task called `name`, `package.module:attr`, `file.py` or `file.py:attr`, with its factory's options.
+
+    Raises `NotFound` for an unknown name, `ConfigError` for a file that cannot be imported or holds no task.
+    """
+    options = dict(options or {})
+    path, _, attribute = reference.partition(":")
+    if path.endswith(".py"):
+        found, source = _from_file(Path(path), attribute), str(Path(path))
+    else:
+        target = known("tasks").get(reference, reference)
+        if ":" not in target:
+            hint = f" Is it a file? Then type: evometa run {reference}.py" if Path(f"{reference}.py").exists() else ""
+            names = ", ".join(known("tasks"))
+            raise NotFound(
+                f"no task is called {reference!r}.{did_you_mean(reference, known('tasks'))} Known: {names}.{hint}"
+            )
+        found, source = _from_module(target, "task"), target
+    task = _finish(found, reference, options)
+    return task if task.source else task.with_(source=source)
+
+
+def load_strategy(name: str, space: Any, population: int | None, options: Mapping[str, Any] | None = None) -> Strategy:
+    """The strategy called `name` (or `package.module:attr`, `file.py:attr`) built for a space."""
+    path, _, attribute = name.partition(":")
+    if path.endswith(".py"):
+        factory = _from_file(Path(path), attribute or Path(path).stem)
+    else:
+        target = known("strategies").get(name, name)
+        if ":" not in target:
+            close = did_you_mean(name, known("strategies"))
+            raise NotFound(f"no strategy is called {name!r}.{close} Type: evometa strategies")
+        factory = _from_module(target, "strategy")
+    arguments = dict(options or {})
+    if population is not None:
+        arguments["population"] = population
+    check_options(factory, arguments, f"strategy {name!r}")
+    return factory(space, **arguments)
+
+
+def profile(reference: str, name: str) -> dict[str, Any]:
+    """A built-in task's profile (`smoke`, `standard`, `full`): run options, and task options under `task`."""
+    target = known("tasks").get(reference)
+    profiles = getattr(importlib.import_module(target.partition(":")[0]), "PROFILES", {}) if target else {}
+    if name not in profiles:
+        have = f"It has {', '.join(profiles)}" if profiles else "It has none"
+        raise NotFound(f"task {reference!r} has no profile {name!r}.{did_you_mean(name, profiles)} {have}")
+    return dict(profiles[name])
+
+
+def code_digest(task: Task) -> str:
+    """sha256 of the source file that a task comes from (and of the shared parts, for evometa's own tasks)."""
+    path = task.source.partition(":")[0]
+    if path.endswith(".py"):
+        files = [Path(path)]
+    else:
+        module = sys.modules.get(path) or importlib.import_module(path) if path else None
+        file = getattr(module, "__file__", None)
+        if not file:
+            return ""
+        parts = Path(file).parent / "parts"
+        files = [Path(file), *(sorted(parts.glob("*.py")) if path.startswith("evometa.tasks.") else [])]
+    sha = hashlib.sha256()
+    for item in files:
+        sha.update(item.name.encode() + b"\0" + item.read_bytes())
+    return sha.hexdigest()
+
+
+def check_options(factory: Callable[..., Any], options: Mapping[str, Any], owner: str) -> None:
+    """Raise `UsageError` for an option that the factory does not take."""
+    parameters = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in options:
+        if name not in parameters:
+            takes = ", ".join(p for p in parameters if p != "space") or "none"
+            raise UsageError(f"{owner} has no option {name!r}.{did_you_mean(name, parameters)} It takes: {takes}")
+
+
+def _from_module(target: str, kind: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.startswith(error.name):
+            raise NotFound(f"no module is called {error.name!r} (wanted for the {kind} {target!r})") from error
+        raise _missing_package(target, error) from error
+    if not hasattr(module, attribute):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise NotFound(f"module {module_name!r} has no {attribute!r}.{did_you_mean(attribute, names)}")
+    return getattr(module, attribute)
+
+
+def _from_file(path: Path, attribute: str) -> Any:
+    if not path.is_file():
+        raise NotFound(f"no file is called {str(path)!r}. Make one with: evometa new task {path.stem}")
+    name = f"evometa_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # as `python file.py` would: its neighbours can be imported
+        sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except EvometaError:
+        raise
+    except ModuleNotFoundError as error:
+        raise _missing_package(str(path), error) from error
+    except SyntaxError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not Python: {error.msg}") from error
+    except Exception as error:
+        line = _line_in(path, error)
+        raise ConfigError(
+            f"{path}{line} raised {type(error).__name__} on import: {error}. See it whole with --debug"
+        ) from error
+    if attribute:
+        if not hasattr(module, attribute):
+            names = [n for n in vars(module) if not n.startswith("_")]
+            raise NotFound(f"{path} has no {attribute!r}.{did_you_mean(attribute, names)}")
+        return getattr(module, attribute)
+    tasks = {key: value for key, value in vars(module).items() if isinstance(value, Task | TaskBuilder)}
+    if "task" in tasks:
+        return tasks["task"]
+    if len(set(map(id, tasks.values()))) == 1:
+        return next(iter(tasks.values()))
+    if not tasks:
+        raise ConfigError(
+            f"{path} holds no task. Write: task = evometa.task(space=..., domains=...); see evometa new task NAME"
+        )
+    raise ConfigError(f"{path} holds several tasks ({', '.join(tasks)}). Say which: {path}:{next(iter(tasks))}")
+
+
+def _finish(found: Any, reference: str, options: dict[str, Any]) -> Task:
+    if isinstance(found, TaskBuilder):
+        found = found.build()
+    if isinstance(found, Task):
+        if options:
+            raise UsageError(
+                f"task {reference!r} takes no options, got {', '.join(options)}. Make it a function that returns a Task"
+            )
+        return found
+    if not callable(found):
+        raise ConfigError(f"{reference!r} expected a Task or a function that returns one, got {type(found).__name__}")
+    check_options(found, options, f"task {reference!r}")
+    try:
+        made = found(**options)
+    except ModuleNotFoundError as error:
+        raise _missing_package(reference, error) from error
+    if isinstance(made, TaskBuilder):
+        made = made.build()
+    if not isinstance(made, Task):
+        raise ConfigError(f"{reference!r} expected a function that returns a Task, it returned {type(made).__name__}")
+    return made
+
+
+def _missing_package(where: str, error: ModuleNotFoundError) -> EvometaError:
+    return EvometaError(
+        f"{where} needs the package {error.name!r}, which is not installed. Type: pip install {error.name}"
+    )
+
+
+def _line_in(path: Path, error: BaseException) -> str:
+    lines = (
+        [f.lineno for f in inspect.getinnerframes(error.__traceback__) if Path(f.filename) == path]
+        if error.__traceback__
+        else []
+    )
+    return f":{lines[-1]}" if lines else ""

@@ -1,0 +1,312 @@
+"""Plain tables and short texts about runs: for a terminal, a log, a pipe."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evometa import champion, folder
+from evometa.archives import events
+from evometa.archives.read import Archive
+
+Rows = list[dict[str, Any]]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as an aligned table; numbers to the right."""
+    if not rows:
+        return "(nothing)"
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    texts = [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in texts)) for i, name in enumerate(names)]
+    right = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(names), line(["-" * w for w in widths]), *map(line, texts)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return "failed" if value > 0 else str(value)
+        return f"{value:.6g}" if abs(value) < 1e-3 or abs(value) >= 1e5 else f"{value:.4f}"
+    return str(value)
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """An interval in brackets; a dash where there is none to give."""
+    return "-" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
+
+
+# --- runs ----------------------------------------------------------------------------------------------
+
+
+def runs_rows(out: Path) -> Rows:
+    """One row per run in a folder."""
+    rows = []
+    for path in folder.list_runs(out):
+        record, best = folder.read_record(path), champion.last(path)
+        diary = events.read(path)
+        rows.append(
+            {
+                "run": path.name,
+                "task": record["task"]["name"],
+                "strategy": record["strategy"]["name"],
+                "objective": ", ".join(record["task"]["objectives"]),
+                "generations": Archive(path).generations(),
+                "of": folder.target(path),
+                "validation": best.validation if best else None,
+                "baseline": best.baseline if best and math.isfinite(best.baseline) else None,
+                "opened": sum(event["kind"] == "opening" for event in diary),
+            }
+        )
+    return rows
+
+
+def runs_table(rows: Rows, out: Path) -> str:
+    """The runs, or what to type where there is none."""
+    return table(rows) if rows else f"no run in {out}. Start one with: evometa run ladder --out {out}"
+
+
+def report_data(path: Path) -> dict[str, Any]:
+    """What a run is, its champion, and every opening of its test domains with the looks at their data."""
+    record, best, archive = folder.read_record(path), champion.last(path), Archive(path)
+    task = record["task"]
+    data: dict[str, Any] = {
+        "run": path.name,
+        "task": task["name"],
+        "objective": ", ".join(task["objectives"]),
+        "strategy": record["strategy"]["name"],
+        "population": record["strategy"]["population"],
+        "seed": record["seed"],
+        "generations": archive.generations(),
+        "of": folder.target(path),
+        "split": task["split"],
+        "black_box": task["black_box"],
+        "from": record["from"],
+        "champion": None,
+        "openings": [],
+    }
+    if best is not None:
+        space = folder_space(record)
+        data["champion"] = {
+            "generation": best.generation,
+            "index": best.index,
+            "label": best.label,
+            "validation": best.validation,
+            "baseline": best.baseline if math.isfinite(best.baseline) else None,
+            "domains": list(best.domains),
+            "params": {k: v for k, v in flat(space.decode_host(best.genome)).items() if not isinstance(v, np.ndarray)},
+        }
+    for event in events.read(path):
+        if event["kind"] == "opened":
+            data["openings"].append({key: event[key] for key in ("opening", "looks", "overall")})
+    return data
+
+
+def folder_space(record: Mapping[str, Any]) -> Any:
+    """The space that a run's record describes."""
+    from evometa.space import Space
+
+    return Space.from_json(record["task"]["space"])
+
+
+def report_text(data: Mapping[str, Any]) -> str:
+    """`report_data` for a reader."""
+    lines = [
+        f"run         {data['run']}",
+        f"task        {data['task']}, objective {data['objective']}",
+        f"search      {data['strategy']}, population {data['population']}, seed {data['seed']},"
+        f" {data['generations']} of {data['of']} generations",
+    ]
+    if data["from"]:
+        lines.append(f"fork of     {data['from']['run']} at generation {data['from']['generation']}")
+    if data["black_box"]:
+        lines.append("note        one function: nothing held out by construction")
+    lines += [f"{role:<12}{', '.join(names)}" for role, names in data["split"].items() if names]
+    best = data["champion"]
+    if best is None:
+        lines.append(f"champion    none yet. Finish the run with: evometa resume {data['run']}")
+    else:
+        who = (
+            f"{best['generation']}:{best['index']}"
+            if best["index"] is not None
+            else f"a mean, after generation {best['generation']}"
+        )
+        lines.append(f"champion    {who} ({best['label']})")
+        base = "" if best["baseline"] is None else f", baseline {best['baseline']:.4f}"
+        lines.append(f"validation  promises {best['validation']:.4f}{base} on {', '.join(best['domains'])}")
+        lines += [f"  {name} = {_cell(value)}" for name, value in best["params"].items()]
+    for opening in data["openings"]:
+        o = opening["overall"]
+        lines.append(
+            f"opening {opening['opening']}   difference {_cell(o['difference'])} {interval_text(o['low'], o['high'])},"
+            f" {o['estimand']}, unit {o['unit']}{_looks(opening['looks'])}"
+        )
+    return "\n".join(lines)
+
+
+def _looks(looks: int) -> str:
+    """A second look is a second look, wherever it is shown."""
+    if looks <= 1:
+        return ""
+    return f"  [look {looks} at these data: no longer unseen]"
+
+
+def opening_table(result: Mapping[str, Any]) -> str:
+    """What an unsealing found, per domain and overall."""
+    rows = [
+        {
+            "domain": row["domain"],
+            "champion": row["champion"],
+            "baseline": row["baseline"],
+            "difference": row["difference"],
+            "95 % interval": interval_text(row["low"], row["high"]),
+        }
+        for row in result["domains"]
+    ]
+    o = result["overall"]
+    words = (
+        f"overall {_cell(o['difference'])} {interval_text(o['low'], o['high'])} ({o['estimand']}; unit: {o['unit']})"
+    )
+    head = f"{result['run']}, opening {result['opening']}, {result['seeds']} seeds; difference = champion - baseline, negative is better"
+    looks = _looks(result["looks"]).strip()
+    return "\n".join([head, table(rows), words, *([looks] if looks else [])])
+
+
+def demo_table(result: Mapping[str, Any]) -> str:
+    """The demonstration at one glance."""
+    rows = [
+        {
+            "arm": row["arm"],
+            "home loss": row["home"],
+            "sealed away loss": row["away"],
+            "difference from baseline": row["difference"],
+            "95 % interval": interval_text(row["low"], row["high"]),
+        }
+        for row in result["rows"]
+    ]
+    return "\n".join(
+        [
+            "",
+            f"Sealed languages {', '.join(result['domains'])}; {result['seeds']} seeds each; losses in nats per character, lower is better.",
+            f"{result['evaluations']} candidates per search. Interval: {result['estimand']}; unit: {result['unit']}.",
+            "",
+            table(rows),
+            "",
+            *(
+                [f"These languages have been opened {result['looks']} times in this folder: no longer unseen.", ""]
+                if result["looks"] > 1
+                else []
+            ),
+            "next:",
+            *[f"  {line}" for line in result["next"]],
+        ]
+    )
+
+
+# --- one archive ---------------------------------------------------------------------------------------
+
+
+def parts_rows(path: Path) -> Rows:
+    """One row per part file."""
+    rows = []
+    for part in Archive(path).parts():
+        generation = part.read(["generation"])["generation"]
+        rows.append(
+            {
+                "part": part.path.name,
+                "generations": f"{part.first} .. {generation[-1].as_py()}",
+                "rows": len(generation),
+                "bytes": part.path.stat().st_size,
+            }
+        )
+    return rows
+
+
+def top_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    """The stable form of `archive top --json`."""
+    return [
+        {
+            "generation": row["generation"],
+            "index": row["index"],
+            "fitness": row["fitness"],
+            "params": {**row["params"], **row["choices"]},
+        }
+        for row in rows
+    ]
+
+
+def candidate_text(row: Mapping[str, Any], replay: Mapping[str, Any] | None) -> str:
+    """One candidate for a reader."""
+    parents = ", ".join(f"{p['generation']}:{p['index']}" for p in row["parents"]) or "none"
+    lines = [
+        f"candidate {row['generation']}:{row['index']} of {row['run']}",
+        f"fitness   {_cell(row['fitness'])}  ({row['failure']}{': ' + row['message'] if row['message'] else ''})",
+        f"made by   {row['operator']}, parents {parents}",
+        *[f"  {name} = {_cell(value)}" for name, value in {**row["params"], **row["choices"]}.items()],
+    ]
+    if row["text"]:
+        lines.append(f"formula   {row['text']}")
+    scores = [{k: s[k] for k in ("domain", "query", "role", "replicate", "loss")} for s in row["scores"]]
+    lines += ["", table(scores)]
+    if replay is not None:
+        verdict = "the same to the bit" if replay["equal"] else f"DIFFERENT in {len(replay['differing'])} cells"
+        lines += ["", f"replayed: fitness {_cell(replay['replayed'])}, {verdict}"]
+        if replay["differing"]:
+            lines.append(table(replay["differing"]))
+    return "\n".join(lines)
+
+
+def ancestry_text(data: Mapping[str, Any], most: int = 40) -> str:
+    """Ancestors by generation, newest first."""
+    parents: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for edge in data["edges"]:
+        parents[tuple(edge["child"])].append("{}:{}".format(*edge["parent"]))
+    rows = [
+        {
+            "candidate": f"{node['generation']}:{node['index']}",
+            "fitness": node["fitness"],
+            "operator": node["operator"],
+            "parents": ", ".join(parents[node["generation"], node["index"]]) or "-",
+        }
+        for node in sorted(data["nodes"], key=lambda n: (-n["generation"], n["index"]))
+    ]
+    more = f"\n... and {len(rows) - most} more (all of them with --json)" if len(rows) > most else ""
+    return table(rows[:most]) + more
+
+
+def scores_rows(path: Path, candidate: tuple[int, int] | None) -> Rows:
+    """Of one candidate: its cells. Of a run: per domain and query the median loss of its first and last generation."""
+    if candidate is not None:
+        row = Archive(path).row(*candidate)
+        return [{k: s[k] for k in ("domain", "query", "role", "replicate", "loss")} for s in row["scores"]]
+    from evometa.archives.query import query
+
+    return query(
+        path,
+        "SELECT domain, query, role,"
+        " median(loss) FILTER (generation = (SELECT min(generation) FROM lineage)) AS first_generation,"
+        " median(loss) FILTER (generation = (SELECT max(generation) FROM lineage)) AS last_generation,"
+        " min(loss) AS best_observed FROM scores GROUP BY ALL ORDER BY query, domain",
+    )
+
+
+def flat(candidate: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested candidate as one level of dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in candidate.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return out

@@ -1,0 +1,226 @@
+"""Everything that a run computes with, built from its spec: task, strategy, data, plan, loop.
+
+The same spec (and plan) always builds the same session; what it computes is then a function of the
+generation alone. Runs, resumes, forks, replays and unsealing all start here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from evometa.archives.cells import CellJournal
+from evometa.backends.inline import HostCells, preflight
+from evometa.contract import Objective, Split, Task, command_task
+from evometa.errors import ConfigError, EvometaError, did_you_mean
+from evometa.evaluate import data as datasets
+from evometa.evaluate.compiled import CompiledCells
+from evometa.evaluate.data import Loaded
+from evometa.evaluate.plan import Plan, derive
+from evometa.judging import Judge
+from evometa.keys import Stream, stream_key
+from evometa.loop import CompiledLoop, HostLoop
+from evometa.names import code_digest, load_strategy, load_task
+from evometa.space import Column, Space
+from evometa.spec import Spec, canonical, digest
+from evometa.types import Cell, Failure, State, Strategy
+
+# Libraries whose version can change a number. A resume under another one is refused.
+PINNED = ("jax", "jaxlib", "evosax", "optuna", "numpy", "scipy", "evometa")
+
+
+@dataclass
+class Session:
+    """One spec, ready to compute."""
+
+    spec: Spec
+    task: Task
+    strategy: Strategy
+    plan: Plan
+    train: tuple[Loaded, ...]
+    backend: CompiledCells | HostCells
+    loop: CompiledLoop | HostLoop
+    identity: dict[str, Any] = field(default_factory=dict)  # what run.json says and a resume compares
+    _validation: Judge | None = None
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The columns of this run's losses."""
+        return self.backend.cells
+
+    def validation(self) -> Judge:
+        """Judges on the validation domains (on the train domains where there are none); made once."""
+        if self._validation is None:
+            names = self.task.split.validation
+            loaded = datasets.load(self.task, names) if names else self.train
+            self._validation = Judge(self.task, loaded, self.plan)
+        return self._validation
+
+    @property
+    def compiled(self) -> bool:
+        """Whether whole blocks of generations run as one program."""
+        return isinstance(self.loop, CompiledLoop)
+
+    def initial_state(self, prior: Any = None) -> State:
+        """The strategy's state before generation 0; `prior` is a genome, by default what the spec says."""
+        if prior is None and self.spec.start == "baseline":
+            prior = jnp.asarray(self.task.space.encode(self.task.baseline))
+        return self.strategy.init(stream_key(self.spec.seed, 0, Stream.INIT), prior)
+
+    def retelling(self) -> HostLoop:
+        """A loop that can tell stored generations again; the same functions, compiled apart."""
+        if isinstance(self.loop, HostLoop):
+            return self.loop
+        return HostLoop(self.strategy, _no_evaluation, self.cells, self.task.objectives, self.spec.seed)
+
+
+def prepare(spec: Spec, *, plan: Plan | None = None, journal: CellJournal | None = None) -> Session:
+    """Build the session of a spec: load the train domains, derive the plan where none is given.
+
+    Raises `NotFound` and `ConfigError` for what the spec gets wrong, `ResumeMismatch` where this process
+    cannot give the plan.
+    """
+    task = _task(spec)
+    strategy = load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options)
+    if len(task.objectives) > strategy.objectives:
+        raise ConfigError(
+            f"strategy {spec.strategy!r} weighs {strategy.objectives} objective(s), the task has {len(task.objectives)}."
+            " Use nsga2 with strategy_options.objectives, or name one --objective"
+        )
+    train = datasets.load(task, task.split.train)
+    backend: CompiledCells | HostCells
+    if task.runs == "jax":
+        backend = CompiledCells(task, train, Plan(), task.replicates)
+        plan = plan or _derive(spec, backend, strategy.population)
+        plan.require()
+        backend.replan(plan)
+    else:
+        plan = plan or Plan(block=spec.plan.block or 1)
+        outcome = preflight(task, train)
+        if outcome["failure"] == Failure.ERROR and "ModuleNotFoundError" in outcome["message"]:
+            raise EvometaError(f"task {task.name!r} needs a package: {outcome['message']}. Install it with pip")
+        backend = HostCells(task, train, task.replicates, journal)
+    session = Session(spec, task, strategy, plan, train, backend, _loop(spec, task, strategy, backend, plan))
+    session.identity = _identity(session)
+    return session
+
+
+def _task(spec: Spec) -> Task:
+    task = load_task(spec.task, spec.task_options) if isinstance(spec.task, str) else task_from_table(spec.task)
+    if spec.split is not None:
+        task = task.with_(split=Split(tuple(spec.split.train), tuple(spec.split.validation), tuple(spec.split.test)))
+    if spec.objective is not None:
+        texts = [spec.objective] if isinstance(spec.objective, str) else spec.objective
+        objectives = tuple(Objective.parse(text) for text in texts)
+        known = task.query_names
+        for objective in objectives:
+            if objective.query not in known:
+                close = did_you_mean(objective.query, known)
+                raise ConfigError(
+                    f"task {task.name!r} has no query {objective.query!r}.{close} It has {', '.join(known)}"
+                )
+        task = task.with_(objective=objectives[0] if len(objectives) == 1 else objectives)
+    return task if spec.replicates is None else task.with_(replicates=spec.replicates)
+
+
+def task_from_table(table: dict[str, Any]) -> Task:
+    """A command task from a spec's `[task]` table: `fit`, `judge`, `space`, `domains` and fields of `Task`."""
+    fields = dict(table)
+    for needed in ("fit", "judge", "space", "domains"):
+        if needed not in fields:
+            raise ConfigError(
+                f"[task]: expected {needed!r}, got {', '.join(fields)}. A command task has fit, judge, space, domains"
+            )
+    columns = {}
+    for name, column in fields.pop("space").items():
+        values = {**column, "choices": tuple(column.get("choices", ())), "shape": tuple(column.get("shape", ()))}
+        unknown = set(values) - set(Column.__dataclass_fields__)
+        if unknown or "kind" not in values:
+            raise ConfigError(f"[task.space.{name}]: expected kind, low, high (or choices), got {', '.join(column)}")
+        columns[name] = Column(**values)
+    if "split" in fields:
+        fields["split"] = Split(**fields["split"])
+    try:
+        return command_task(space=Space(columns), **{"name": "command", **fields})
+    except TypeError as error:
+        raise ConfigError(f"[task]: {error}. Its keys are those of evometa.Task") from error
+
+
+def _derive(spec: Spec, backend: CompiledCells, population: int) -> Plan:
+    flops, live = backend.cost()
+    row_bytes = 8.0 * (backend.task.space.dimension + len(backend.cells) * (2 + len(backend.metrics)))
+    asked = spec.plan
+    devices = asked.devices or len(jax.devices())
+    plan = derive(
+        flops=flops,
+        live_bytes=live,
+        population=population,
+        row_bytes=row_bytes,
+        devices=devices,
+        platform=jax.default_backend(),
+    )
+    return Plan(asked.chunk or plan.chunk, asked.devices or plan.devices, asked.block or plan.block, plan.platform)
+
+
+def _loop(
+    spec: Spec, task: Task, strategy: Strategy, backend: CompiledCells | HostCells, plan: Plan
+) -> CompiledLoop | HostLoop:
+    if isinstance(backend, HostCells):
+        return HostLoop(strategy, backend.host, backend.cells, task.objectives, spec.seed)
+    if strategy.traceable and not task.space.static:
+        return CompiledLoop(
+            strategy, backend.evaluate, backend.data, backend.cells, task.objectives, spec.seed, plan.block
+        )
+    compiled = backend
+    return HostLoop(
+        strategy, lambda _, key, genomes: (compiled.host(key, genomes), {}), compiled.cells, task.objectives, spec.seed
+    )
+
+
+def _no_evaluation(*_: Any) -> Any:
+    raise AssertionError("this loop only tells what is stored")
+
+
+def _identity(session: Session) -> dict[str, Any]:
+    """What makes this run this run, as JSON: written to run.json, compared by a resume."""
+    task = session.task
+    identity = {
+        "spec": session.spec.identity(),
+        "seed": session.spec.seed,
+        "plan": session.plan.to_json(),
+        "strategy": {
+            "name": session.strategy.name,
+            "population": session.strategy.population,
+            "operators": list(session.strategy.operators),
+        },
+        "task": {
+            "name": task.name,
+            "source": task.source,
+            "code": code_digest(task),
+            "space": task.space.to_json(),
+            "objectives": [str(objective) for objective in task.objectives],
+            "baseline": [float(x) for x in task.space.encode(task.baseline)],
+            "split": {"train": task.split.train, "validation": task.split.validation, "test": task.split.test},
+            "replicates": task.replicates,
+            "black_box": task.black_box,
+            "runs": task.runs,
+        },
+        "data": datasets.digest(session.train),
+        "versions": {
+            **{name: importlib.metadata.version(name) for name in PINNED},
+            "python": platform.python_version(),
+        },
+    }
+    return json.loads(canonical(identity))
+
+
+def identity_digest(identity: dict[str, Any]) -> str:
+    """One word for an identity; checkpoints carry it. Python's own version does not count."""
+    versions = {name: version for name, version in identity["versions"].items() if name != "python"}
+    return digest({**identity, "versions": versions})

@@ -1,0 +1,337 @@
+"""What can be searched: named columns, and the map between a genome and a candidate.
+
+A genome is one float32 vector `[D]` in coordinates that are alike for every strategy, so a step size
+means the same thing everywhere:
+
+* bounded columns lie in [0, 1]: `real` linearly, `log` in the logarithm, `integer` and `categorical`
+  as equal bins of the unit interval;
+* `weights` are unbounded, in units of their initial scale.
+
+A candidate is the nested dict that the task's functions receive. Two decoders make it: `decode` is
+traceable and gives float32 scalars (what JAX tasks see); `decode_host` is NumPy in float64 and gives
+Python numbers and the choices themselves (what plain-Python tasks and the archive see). They differ by
+rounding only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from evometa.errors import ConfigError
+
+Candidate: TypeAlias = dict[str, Any]
+KINDS = ("real", "log", "integer", "categorical", "weights")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One named thing to search; made by `real`, `log`, `integer`, `categorical` or `weights`."""
+
+    kind: str
+    low: float = 0.0
+    high: float = 1.0
+    choices: tuple[str | float | int | bool, ...] = ()
+    shape: tuple[int, ...] = ()
+    scale: float = 1.0
+    static: bool = False
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many genome numbers the column takes."""
+        return math.prod(self.shape) if self.kind == "weights" else 1
+
+    @property
+    def bins(self) -> int:
+        """How many values an integer or categorical column has."""
+        return len(self.choices) if self.kind == "categorical" else int(self.high - self.low) + 1
+
+    def text(self) -> str:
+        """Describe the column's range in one phrase."""
+        kind = f"{self.kind}, static" if self.static else self.kind
+        if self.kind == "categorical":
+            return f"{kind}: {', '.join(map(str, self.choices))}"
+        if self.kind == "weights":
+            return f"{kind}: {list(self.shape)}, initial scale {self.scale:g}"
+        return f"{kind}: {self.low:g} .. {self.high:g}"
+
+
+def real(low: float, high: float) -> Column:
+    """A number in [low, high], searched linearly."""
+    return Column("real", float(low), float(high))
+
+
+def log(low: float, high: float) -> Column:
+    """A positive number in [low, high], searched in its logarithm."""
+    return Column("log", float(low), float(high))
+
+
+def integer(low: int, high: int, *, static: bool = False) -> Column:
+    """A whole number in [low, high], both included. `static` where it sets array shapes (width, depth)."""
+    return Column("integer", low, high, static=static)
+
+
+def categorical(choices: Sequence[Any], *, static: bool = False) -> Column:
+    """One of `choices`. A JAX task receives its index (int32), a Python task the choice itself."""
+    return Column("categorical", choices=tuple(choices), static=static)
+
+
+def weights(shape: int | Sequence[int], *, scale: float = 1.0) -> Column:
+    """An unbounded float array of that shape; a genome number of 1 is `scale`."""
+    return Column("weights", shape=(shape,) if isinstance(shape, int) else tuple(shape), scale=float(scale))
+
+
+class Space:
+    """Named columns, possibly nested: `Space({"lr": log(1e-4, 1), "net": {"width": integer(8, 64)}})`.
+
+    Raises `ConfigError` where a column is ill-formed (low >= high, a log range that touches zero ...).
+    """
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        self.columns: tuple[Column, ...] = tuple(_flatten(columns, ""))
+        if not self.columns:
+            raise ConfigError("space: expected at least one column, got none. Try Space({'lr': log(1e-4, 1.0)})")
+        names = [column.name for column in self.columns]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(
+                f"space: two columns are called {twice!r}; names must be unique once nested names are joined"
+            )
+        for column in self.columns:
+            _validate(column)
+        ends = np.cumsum([column.size for column in self.columns])
+        self._slices = [slice(int(end) - c.size, int(end)) for c, end in zip(self.columns, ends, strict=True)]
+        self.dimension = int(ends[-1])
+        bounded = np.concatenate([np.full(c.size, c.kind != "weights") for c in self.columns])
+        self.bounded: np.ndarray = bounded  # [D] bool: lies in [0, 1]
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of column present: what a strategy must be able to search."""
+        return frozenset(column.kind for column in self.columns)
+
+    @property
+    def static(self) -> tuple[Column, ...]:
+        """The columns that set array shapes."""
+        return tuple(column for column in self.columns if column.static)
+
+    @property
+    def center(self) -> np.ndarray:
+        """The middle of every bounded range, zero for weights: `[D]` float32."""
+        return np.where(self.bounded, 0.5, 0.0).astype(np.float32)
+
+    # --- genome to candidate ---------------------------------------------------------------------
+
+    def decode(self, genome: Any, static: Mapping[str, Any] | None = None) -> Candidate:
+        """Candidate of one genome `[D]`, traceable. `static` gives the values of the static columns."""
+        import jax.numpy as jnp
+
+        flat: dict[str, Any] = {}
+        for column, part in zip(self.columns, self._slices, strict=True):
+            u = genome[part]
+            if column.static:
+                if static is None:
+                    raise ConfigError(f"space: column {column.name!r} is static, so decode needs its value")
+                flat[column.name] = static[column.name]
+            elif column.kind == "weights":
+                flat[column.name] = (u * np.float32(column.scale)).reshape(column.shape)
+            elif column.kind == "real":
+                flat[column.name] = np.float32(column.low) + u[0] * np.float32(column.high - column.low)
+            elif column.kind == "log":
+                low, high = math.log(column.low), math.log(column.high)
+                flat[column.name] = jnp.exp(np.float32(low) + u[0] * np.float32(high - low))
+            else:
+                flat[column.name] = jnp.clip(jnp.floor(u[0] * column.bins), 0, column.bins - 1).astype(jnp.int32)
+                if column.kind == "integer":
+                    flat[column.name] = flat[column.name] + int(column.low)
+        return _nest(flat)
+
+    def decode_host(self, genome: np.ndarray) -> Candidate:
+        """Candidate of one genome `[D]` as Python numbers, choices and float64 arrays."""
+        numbers, choices = self.values(np.asarray(genome)[None])
+        flat: dict[str, Any] = {}
+        for column, part in zip(self.columns, self._slices, strict=True):
+            if column.kind == "weights":
+                flat[column.name] = (np.asarray(genome[part], np.float64) * column.scale).reshape(column.shape)
+            elif column.kind == "categorical":
+                flat[column.name] = column.choices[int(choices[column.name][0])]
+            else:
+                value = float(numbers[column.name][0])
+                flat[column.name] = int(value) if column.kind == "integer" else value
+        return _nest(flat)
+
+    def static_values(self, genome: np.ndarray) -> dict[str, Any]:
+        """Values of the static columns of one genome."""
+        numbers, choices = self.values(np.asarray(genome)[None])
+        return {
+            c.name: c.choices[int(choices[c.name][0])] if c.kind == "categorical" else int(numbers[c.name][0])
+            for c in self.static
+        }
+
+    def values(self, genomes: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Named values of genomes `[N, D]`: numbers `{name: [N] float64}` and choices `{name: [N] index}`.
+
+        Weight arrays are left out: their numbers are the genome itself.
+        """
+        numbers: dict[str, np.ndarray] = {}
+        choices: dict[str, np.ndarray] = {}
+        wide = np.asarray(genomes, np.float64)
+        for column, part in zip(self.columns, self._slices, strict=True):
+            u = wide[:, part.start]
+            if column.kind == "real":
+                numbers[column.name] = column.low + u * (column.high - column.low)
+            elif column.kind == "log":
+                numbers[column.name] = np.exp(math.log(column.low) + u * math.log(column.high / column.low))
+            elif column.kind in ("integer", "categorical"):
+                # A NaN genome (a broken strategy) reads as the first bin here; its fitness fails anyway.
+                index = np.clip(np.floor(np.nan_to_num(u) * column.bins), 0, column.bins - 1)
+                if column.kind == "integer":
+                    numbers[column.name] = index + column.low
+                else:
+                    choices[column.name] = index.astype(np.int64)
+        return numbers, choices
+
+    # --- candidate to genome ---------------------------------------------------------------------
+
+    def encode(self, candidate: Mapping[str, Any]) -> np.ndarray:
+        """Genome `[D]` float32 of a candidate; bins are entered at their middle.
+
+        Raises `ConfigError` for a missing or unknown name and for a value outside its range.
+        """
+        flat = dict(_flatten_values(candidate, "", {c.name for c in self.columns}))
+        missing = [c.name for c in self.columns if c.name not in flat]
+        unknown = [name for name in flat if name not in {c.name for c in self.columns}]
+        if missing or unknown:
+            raise ConfigError(f"candidate: expected the names of the space, got missing {missing}, unknown {unknown}")
+        genome = np.empty(self.dimension, np.float32)
+        for column, part in zip(self.columns, self._slices, strict=True):
+            genome[part] = _encode(column, flat[column.name])
+        return genome
+
+    def project(self, genomes: Any) -> Any:
+        """Fold genomes `[..., D]` back into bounds by reflection at 0 and 1; traceable.
+
+        Reflection, not clipping: clipped samples pile up on the boundary and shrink a distribution there.
+        """
+        import jax.numpy as jnp
+
+        folded = jnp.mod(genomes, 2.0)
+        folded = jnp.where(folded > 1.0, 2.0 - folded, folded)
+        inside = ~self.bounded | ((genomes >= 0.0) & (genomes <= 1.0))
+        return jnp.where(inside, genomes, folded).astype(jnp.float32)
+
+    def sample(self, key: Any, count: int) -> Any:
+        """`count` genomes `[count, D]`: uniform in bounded columns, standard normal in weights; traceable."""
+        import jax
+
+        uniform_key, normal_key = jax.random.split(key)
+        shape = (count, self.dimension)
+        uniform, normal = jax.random.uniform(uniform_key, shape), jax.random.normal(normal_key, shape)
+        return jax.numpy.where(self.bounded, uniform, normal)
+
+    # --- for people and files --------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """Say what is searched, a line per column."""
+        width = max(len(column.name) for column in self.columns)
+        lines = [f"{column.name:<{width}}  {column.text()}" for column in self.columns]
+        return "\n".join([f"{self.dimension} numbers in {len(self.columns)} columns", *lines])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The columns as plain data; `from_json` gives the space back."""
+        return [{**asdict(c), "choices": list(c.choices), "shape": list(c.shape)} for c in self.columns]
+
+    @staticmethod
+    def from_json(columns: Sequence[Mapping[str, Any]]) -> Space:
+        """The space that `to_json` wrote down."""
+        return Space(
+            {c["name"]: Column(**{**c, "choices": tuple(c["choices"]), "shape": tuple(c["shape"])}) for c in columns}
+        )
+
+    def __repr__(self) -> str:
+        return f"Space({', '.join(f'{c.name}: {c.text()}' for c in self.columns)})"
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str) -> list[Column]:
+    columns: list[Column] = []
+    for name, value in tree.items():
+        full = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            columns += _flatten(value, f"{full}.")
+        elif isinstance(value, Column):
+            columns.append(Column(**{**value.__dict__, "name": full}))
+        else:
+            raise ConfigError(
+                f"space: {full!r} expected a column or a nested dict of columns, got {type(value).__name__}."
+                " Use real, log, integer, categorical or weights"
+            )
+    return columns
+
+
+def _validate(column: Column) -> None:
+    where = f"space: column {column.name!r}"
+    if column.kind not in KINDS:
+        raise ConfigError(f"{where} has unknown kind {column.kind!r}; expected one of {', '.join(KINDS)}")
+    if column.kind in ("real", "log", "integer"):
+        if not (math.isfinite(column.low) and math.isfinite(column.high)):
+            raise ConfigError(f"{where} expected finite bounds, got {column.low} .. {column.high}")
+        if not column.low < column.high:
+            raise ConfigError(f"{where} expected low < high, got low={column.low:g}, high={column.high:g}")
+    if column.kind == "log" and column.low <= 0:
+        raise ConfigError(f"{where} expected low > 0 for a log range, got low={column.low:g}. Use real(...) instead")
+    if column.kind == "integer" and not (float(column.low).is_integer() and float(column.high).is_integer()):
+        raise ConfigError(f"{where} expected whole bounds, got {column.low:g} .. {column.high:g}")
+    if column.kind == "categorical" and len(column.choices) < 2:
+        raise ConfigError(f"{where} expected at least two choices, got {len(column.choices)}")
+    if column.kind == "categorical" and len(set(map(repr, column.choices))) < len(column.choices):
+        raise ConfigError(f"{where} has a choice twice: {list(column.choices)}")
+    if column.kind == "weights" and (column.size < 1 or not column.scale > 0):
+        raise ConfigError(f"{where} expected a non-empty shape and scale > 0, got {column.shape}, {column.scale}")
+
+
+def _encode(column: Column, value: Any) -> Any:
+    where = f"candidate: {column.name!r}"
+    if column.kind == "weights":
+        array = np.asarray(value, np.float64)
+        if array.shape != column.shape:
+            raise ConfigError(f"{where} expected shape {column.shape}, got {array.shape}")
+        return array.ravel() / column.scale
+    if column.kind == "categorical":
+        if value not in column.choices:
+            raise ConfigError(f"{where} expected one of {list(column.choices)}, got {value!r}")
+        return (column.choices.index(value) + 0.5) / column.bins
+    number = float(value)
+    if not column.low <= number <= column.high:
+        raise ConfigError(f"{where} expected a value in {column.low:g} .. {column.high:g}, got {number:g}")
+    if column.kind == "integer":
+        return (number - column.low + 0.5) / column.bins
+    if column.kind == "log":
+        return math.log(number / column.low) / math.log(column.high / column.low)
+    return (number - column.low) / (column.high - column.low)
+
+
+def _nest(flat: Mapping[str, Any]) -> Candidate:
+    tree: Candidate = {}
+    for name, value in flat.items():
+        *path, leaf = name.split(".")
+        node = tree
+        for step in path:
+            node = node.setdefault(step, {})
+        node[leaf] = value
+    return tree
+
+
+def _flatten_values(tree: Mapping[str, Any], prefix: str, known: set[str]) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        full = f"{prefix}{name}"
+        if isinstance(value, Mapping) and full not in known:
+            pairs += _flatten_values(value, f"{full}.", known)
+        else:
+            pairs.append((full, value))
+    return pairs

@@ -1,0 +1,106 @@
+"""Every built-in strategy on one page: plain data, so that listing them imports no library.
+
+`evosax_table.py` holds the rows of the evosax methods, with their defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evometa.space import KINDS
+from evometa.strategies.evosax_table import METHODS
+
+NUMBERS = frozenset({"real", "log", "integer", "weights"})
+EVERY = frozenset(KINDS)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a reader wants to know about a strategy before choosing it."""
+
+    factory: str  # "module:function"
+    summary: str
+    source: str
+    searches: frozenset[str]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    minimum: int = 2  # smallest population
+    even: bool = False  # must the population be even?
+    parents: str = "none"  # what the lineage records as parents
+    traceable: bool = True
+    objectives: int = 1
+
+
+_OWN = {
+    "random_search": Entry(
+        "evometa.strategies.quasi:random_search", "Independent samples of the space; the row to beat.",
+        "Bergstra & Bengio 2012", EVERY, minimum=1,
+    ),
+    "sobol": Entry(
+        "evometa.strategies.quasi:sobol", "Consecutive points of one scrambled Sobol sequence.",
+        "Sobol 1967; Owen 1998; scipy", EVERY, minimum=1, traceable=False,
+    ),
+    "genetic": Entry(
+        "evometa.strategies.genetic:genetic", "Own genetic search: re-judged elites, self-adapted mutation, all columns.",
+        "Schwefel 1995; Muhlenbein & Schlierkamp-Voosen 1993", EVERY,
+        {"sigma": 0.2, "parents": 0.2, "elites": 1, "crossover": 0.7, "rate": None, "smallest": 1e-4},
+        minimum=4, parents="true parents (one or two)",
+    ),
+    "tpe": Entry(
+        "evometa.strategies.optuna_adapter:tpe", "Tree-structured Parzen estimator; strong where evaluations are few.",
+        "Bergstra et al. 2011; Optuna", EVERY,
+        {"n_startup_trials": 10, "n_ei_candidates": 24, "multivariate": True, "prior_weight": 1.0},
+        minimum=1, parents="the 8 best so far", traceable=False,
+    ),
+    "nsga2": Entry(
+        "evometa.strategies.optuna_adapter:nsga2", "NSGA-II: a population along the trade-off of several objectives.",
+        "Deb et al. 2002; Optuna", EVERY,
+        {"objectives": 2, "crossover_prob": 0.9, "mutation_prob": None, "eta": 20.0},
+        minimum=4, parents="the pool it may have bred from (16 best survivors)", traceable=False, objectives=2,
+    ),
+}  # fmt: skip
+
+_FAMILY_PARENTS = {
+    "distribution": "the 8 best of the generation that last shaped the distribution",
+    "population": "the pool it may have bred from (16 best slots)",
+}
+
+CATALOGUE: dict[str, Entry] = {
+    **_OWN,
+    **{
+        name: Entry(
+            f"evometa.strategies.evosax_adapter:{name}", method.summary, f"{method.source}; evosax {method.algorithm}",
+            NUMBERS, {"sigma": method.sigma, **method.defaults}, method.minimum, method.even,
+            _FAMILY_PARENTS[method.family], method.traceable,
+        )
+        for name, method in METHODS.items()
+    },
+}  # fmt: skip
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Plain data about one built-in strategy: name, summary, kinds of column, defaults, parents recorded ...
+
+    Imports nothing but this table. Raises `NotFound` for an unknown name.
+    """
+    from evometa.errors import NotFound, did_you_mean
+
+    if name not in CATALOGUE:
+        raise NotFound(
+            f"strategy: expected a known name, got {name!r}.{did_you_mean(name, CATALOGUE)} See `evometa strategies`"
+        )
+    entry = CATALOGUE[name]
+    return {
+        "name": name,
+        "summary": entry.summary,
+        "source": entry.source,
+        "factory": entry.factory,
+        "searches": [kind for kind in KINDS if kind in entry.searches],
+        "defaults": dict(entry.defaults),
+        "minimum_population": entry.minimum,
+        "even_population": entry.even,
+        "parents": entry.parents,
+        "traceable": entry.traceable,
+        "objectives": entry.objectives,
+    }

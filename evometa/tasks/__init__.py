@@ -1,0 +1,7 @@
+"""The built-in tasks: name -> where its factory is. Nothing here is imported before it is asked for."""
+
+TASKS = {
+    "ladder": "evometa.tasks.ladder:ladder",
+    "digits": "evometa.tasks.digits:digits",
+    "tables": "evometa.tasks.tables:tables",
+}

@@ -1,0 +1,1 @@
+"""What tasks are made of: models, trainers, data."""

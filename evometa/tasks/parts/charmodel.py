@@ -1,0 +1,184 @@
+"""A small character model, its Adam-like update rule, and honest probabilities.
+
+An embedding per character, one tanh layer over the last few characters, a softmax (Bengio et al. 2003,
+"A neural probabilistic language model"), trained by Adam (Kingma and Ba 2015) with decoupled weight decay
+(Loshchilov and Hutter 2019). Everything that a candidate sets is documented in `ladder.py`.
+
+Probabilities are proper: over the end of word, the characters of the support's alphabet and one UNKNOWN
+class they sum to 1. An unknown character then costs a further ln(ESCAPES) nats: a uniform choice among
+ESCAPES letters, alike for all candidates and languages, so losses are code lengths that compare.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from evometa.tasks.parts.words import BOUNDARY, UNKNOWN
+
+ESCAPES = 256
+GROUPS = 8  # examples of a batch share dropout masks within this many groups: random bits are dear on a CPU
+SECOND_MOMENT = 0.99  # Adam's beta2: half the memory of the usual 0.999, as runs are only hundreds of steps
+TINY = 1e-8
+
+
+class Sizes(NamedTuple):
+    """What sets array shapes: the same for every candidate."""
+
+    classes: int = 64  # end of word, unknown, and up to 62 characters
+    context: int = 4  # characters seen
+    embedding: int = 8
+    hidden: int = 48
+    batch: int = 64
+    steps: int = 300
+
+
+def fit(key: Any, candidate: dict[str, Any], support: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Train on support windows; returns weights, what prediction needs, and the training loss."""
+    init_key, order_key, drop_key = jax.random.split(key, 3)
+    weights = _initial(init_key, candidate, sizes)
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    batches = _batches(order_key, support, sizes)
+    noise = jax.random.bits(drop_key, (sizes.steps, GROUPS, sizes.hidden + sizes.context), jnp.uint8)
+    batches["noise"] = noise.astype(jnp.float32) / 256.0
+    valid = support["alphabet"] > 0
+    rates = candidate["rate"]
+    rate = {
+        "embedding": rates["embedding"],
+        "hidden": rates["hidden"],
+        "hidden_bias": rates["hidden"],
+        "output": rates["output"],
+        "output_bias": rates["output"],
+    }
+    momentum = candidate["momentum"]
+
+    def step(carry: Any, batch: Any) -> tuple[Any, Any]:
+        weights, first, second = carry
+        loss, gradient = jax.value_and_grad(_training_loss)(weights, candidate, batch, valid, sizes)
+        first = jax.tree.map(lambda m, g: momentum * m + (1.0 - momentum) * g, first, gradient)
+        second = jax.tree.map(lambda v, g: SECOND_MOMENT * v + (1.0 - SECOND_MOMENT) * g * g, second, gradient)
+        number = batch["number"] + 1.0
+        anneal = (1.0 - batch["number"] / sizes.steps) ** candidate["anneal"]
+        unbias = 1.0 / (1.0 - momentum**number)
+        unbias_second = 1.0 / (1.0 - SECOND_MOMENT**number)
+
+        def move(w: Any, m: Any, v: Any, r: Any) -> Any:
+            direction = m * unbias / (jnp.sqrt(v * unbias_second) + TINY)
+            return w - anneal * r * (direction + candidate["decay"] * w)
+
+        return (jax.tree.map(move, weights, first, second, rate), first, second), loss
+
+    (weights, _, _), losses = jax.lax.scan(step, (weights, zeros, zeros), batches)
+    return {
+        "weights": weights,
+        "output": candidate["output"],
+        "fade": candidate["fade"],
+        "counts": support["counts"],
+        "alphabet": support["alphabet"],
+        "support_loss": jnp.mean(losses[-max(1, sizes.steps // 10) :]),
+        "inner_steps": jnp.asarray(float(sizes.steps)),
+    }
+
+
+def judge(key: Any, learned: dict[str, Any], query: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Nats per character, ends of words counted as characters; `support_loss` is the last tenth of training."""
+    del key
+    nats = -log_probability(learned, query, sizes) + math.log(ESCAPES) * (query["target"] == UNKNOWN)
+    return {
+        "loss": jnp.sum(nats * query["weight"]) / jnp.sum(query["weight"]),
+        "support_loss": learned["support_loss"],
+        "inner_steps": learned["inner_steps"],
+    }
+
+
+def log_probability(learned: dict[str, Any], query: dict[str, Any], sizes: Sizes) -> Any:
+    """Log probability of each `target` class after each `context`, at each `position`: `[N]`.
+
+    The softmax, sharpened or flattened by `temperature`, with the end of word shifted by `ending`, mixed
+    with the support's own smoothed three-character counts and with a uniform `floor`.
+    """
+    rule = learned["output"]
+    valid = learned["alphabet"] > 0
+    target = query["target"]
+    logits = _logits(learned["weights"], learned["fade"], query["context"], None, None, sizes) / rule["temperature"]
+    early = (query["position"].astype(jnp.float32) - 5.0) / 5.0
+    logits = logits.at[:, BOUNDARY].add(rule["ending"] + rule["ending_slope"] * early)
+    logits = jnp.where(valid[None], logits, -jnp.inf)
+    chosen = jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+    neural = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=1))
+    uniform = 1.0 / jnp.sum(valid)
+    counted = _counted(learned["counts"], query["context"], target, rule["concentration"], uniform)
+    mixed = (1.0 - rule["counts"]) * neural + rule["counts"] * counted
+    return jnp.log((1.0 - rule["floor"]) * mixed + rule["floor"] * uniform)
+
+
+def _counted(counts: Any, context: Any, target: Any, concentration: Any, uniform: Any) -> Any:
+    """Counts after two, one and no characters, each smoothed by the next (Dirichlet, MacKay and Peto 1995)."""
+    near, far = context[:, -1], context[:, -2]
+    base = (counts["one"][target] + concentration * uniform) / (jnp.sum(counts["one"]) + concentration)
+    after_one = (counts["two"][near, target] + concentration * base) / (counts["after_one"][near] + concentration)
+    after_two = counts["three"][far, near, target] + concentration * after_one
+    return after_two / (counts["after_two"][far, near] + concentration)
+
+
+def _initial(key: Any, candidate: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    inputs = sizes.context * sizes.embedding
+    shapes = {
+        "embedding": (sizes.classes, sizes.embedding),
+        "hidden": (inputs, sizes.hidden),
+        "output": (sizes.hidden, sizes.classes),
+    }
+    scale = candidate["scale"]
+    scales = {"embedding": 1.0, "hidden": scale["hidden"] / inputs**0.5, "output": scale["output"] / sizes.hidden**0.5}
+    keys = jax.random.split(key, len(shapes))
+    drawn = {name: scales[name] * jax.random.normal(k, shapes[name]) for k, name in zip(keys, shapes, strict=True)}
+    return {**drawn, "hidden_bias": jnp.zeros(sizes.hidden), "output_bias": jnp.zeros(sizes.classes)}
+
+
+def _batches(key: Any, support: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Minibatches for all steps: the windows in one random order, gone through again and again."""
+    rows = support["weight"].shape[0]
+    # Padding sorts to the end and is never reached.
+    luck = jnp.where(support["weight"] > 0, jax.random.uniform(key, (rows,)), 2.0)
+    filled = jnp.sum(support["weight"]).astype(jnp.int32)
+    order = jnp.argsort(luck)[jnp.arange(sizes.steps * sizes.batch) % filled].reshape(sizes.steps, sizes.batch)
+    names = ("context", "target", "rank", "length")
+    return {**{name: support[name][order] for name in names}, "number": jnp.arange(float(sizes.steps))}
+
+
+def _training_loss(weights: Any, candidate: Any, batch: Any, valid: Any, sizes: Sizes) -> Any:
+    drop, noise = candidate["dropout"], batch["noise"]
+    keep_hidden = _keep(noise[:, : sizes.hidden], drop["hidden"])
+    keep_context = _keep(noise[:, sizes.hidden :], drop["context"])
+    logits = _logits(weights, candidate["fade"], batch["context"], keep_hidden, keep_context, sizes)
+    logits = jnp.where(valid[None], logits, -1e9)
+    total = jax.nn.logsumexp(logits, axis=1)
+    hit = total - jnp.take_along_axis(logits, batch["target"][:, None], axis=1)[:, 0]
+    spread = total - jnp.sum(jnp.where(valid[None], logits, 0.0), axis=1) / jnp.sum(valid)
+    nats = (1.0 - candidate["smoothing"]) * hit + candidate["smoothing"] * spread
+    # Which support words matter more: the rarer (tilt.rank > 0), the longer (tilt.length > 0).
+    tilt = candidate["tilt"]
+    log_importance = tilt["rank"] * jnp.log(batch["rank"]) + tilt["length"] * jnp.log(batch["length"])
+    importance = jnp.exp(log_importance - jnp.max(log_importance))
+    return jnp.sum(importance * nats) / jnp.sum(importance)
+
+
+def _keep(noise: Any, rate: Any) -> Any:
+    """Dropout factors from noise in [0, 1): 0, or what keeps the mean."""
+    return jnp.where(noise < 1.0 - rate, 1.0 / (1.0 - rate), 0.0)
+
+
+def _logits(weights: Any, fade: Any, context: Any, keep_hidden: Any, keep_context: Any, sizes: Sizes) -> Any:
+    """Scores `[N, classes]` of contexts `[N, context]`; `keep_*` are dropout masks per group, None when judging."""
+    distance = jnp.arange(sizes.context - 1, -1, -1, dtype=jnp.float32)
+    inputs = weights["embedding"][context] * (fade**distance)[None, :, None]
+    if keep_context is not None:
+        inputs = inputs.reshape(GROUPS, -1, sizes.context, sizes.embedding) * keep_context[:, None, :, None]
+    inputs = inputs.reshape(-1, sizes.context * sizes.embedding)
+    hidden = jnp.tanh(inputs @ weights["hidden"] + weights["hidden_bias"][None])
+    if keep_hidden is not None:
+        hidden = (hidden.reshape(GROUPS, -1, sizes.hidden) * keep_hidden[:, None]).reshape(-1, sizes.hidden)
+    return hidden @ weights["output"] + weights["output_bias"][None]

@@ -1,0 +1,155 @@
+"""Open the test domains: the only place that loads them. Every opening is recorded before anything is seen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evometa import champion, driver
+from evometa.archives import events, ledger
+from evometa.archives.rows import judgements_table
+from evometa.archives.write import commit
+from evometa.errors import EvometaError, UsageError
+from evometa.evaluate import data as datasets
+from evometa.judging import Judge, Subject, journal_for, judgement_rows
+from evometa.keys import Stream
+from evometa.session import Session
+from evometa.statistics import Interval, over_domains, over_seeds, per_domain
+
+FEWEST_SEEDS = 10
+
+
+def unseal(path: Path, session: Session, seeds: int = FEWEST_SEEDS) -> dict[str, Any]:
+    """Judge the champion and the baseline on the test domains with `seeds` fresh seeds, paired.
+
+    Returns the result as plain data (see the README); `looks` counts how often the same data had been
+    opened by then, this time included.
+
+    Raises `EvometaError` where there is no champion yet or no test domain, `UsageError` for fewer than 10
+    seeds. The caller holds the run's lock.
+    """
+    return unseal_together([(path, session)], seeds)[0]
+
+
+def unseal_together(entries: Sequence[tuple[Path, Session]], seeds: int = FEWEST_SEEDS) -> list[dict[str, Any]]:
+    """As `unseal`, for several runs that share their test domains: one opening of the data, one look.
+
+    The opening is written to each run's diary before the data are loaded, and to the ledger beside the runs
+    before anything is judged: it counts even where the judging then fails. An opening that a crash cut short
+    is taken up again under its number: the same keys give the same numbers, so it is the same look.
+    """
+    if seeds < FEWEST_SEEDS:
+        raise UsageError(
+            f"expected at least {FEWEST_SEEDS} seeds, got {seeds}. An interval from fewer is not worth an opening"
+        )
+    openings = [_Opening(path, session, seeds) for path, session in entries]
+    domains = {opening.session.task.split.test for opening in openings}
+    if len(domains) > 1:
+        raise EvometaError(f"runs that are opened together need the same test domains, got {sorted(domains)}")
+    # The same number gives the same keys, so that the runs are judged on the same cells.
+    number = max(opening.number for opening in openings)
+    for opening in openings:
+        opening.announce(number)
+    loaded = [opening.load(number) for opening in openings]
+    digests = {domain.name: datasets.digest([domain]) for domain in loaded[0]}
+    root, names = entries[0][0].parent, [path.name for path, _ in entries]
+    looks = _look(root, names, number, digests, seeds)
+    return [opening.judge(data, number, looks) for opening, data in zip(openings, loaded, strict=True)]
+
+
+class _Opening:
+    """One run's part in an opening."""
+
+    def __init__(self, path: Path, session: Session, seeds: int) -> None:
+        self.path, self.session, self.seeds = path, session, seeds
+        if not session.task.split.test:
+            raise EvometaError(f"the split of {path.name} has no test domain, so there is nothing to unseal")
+        best = champion.last(path)
+        if best is None:
+            raise EvometaError(f"{path.name} has no champion yet. Finish it first with: evometa resume {path}")
+        self.best = best
+        diary = events.read(path)
+        self.begun = {event["opening"] for event in diary if event["kind"] == "opening"}
+        finished = {event["opening"] for event in diary if event["kind"] == "opened"}
+        pending = self.begun - finished
+        self.number = max(pending) if pending else 1 + max(self.begun, default=0)
+
+    def announce(self, number: int) -> None:
+        if number not in self.begun:
+            domains = list(self.session.task.split.test)
+            driver.record_event(self.path, "opening", opening=number, domains=domains, seeds=self.seeds)
+
+    def load(self, number: int) -> tuple[datasets.Loaded, ...]:
+        task = self.session.task
+        return datasets.load(task, task.split.test, datasets.Opening(number))
+
+    def judge(self, loaded: tuple[datasets.Loaded, ...], number: int, looks: int) -> dict[str, Any]:
+        path, session, best = self.path, self.session, self.best
+        task, seed = session.task, session.spec.seed
+        subjects = [
+            Subject("champion", best.genome, best.generation, best.index),
+            Subject("baseline", task.space.encode(task.baseline), None, None),
+        ]
+        genomes = np.stack([s.genome for s in subjects])
+        journal = journal_for(path, "test", number)
+        judge = Judge(task, loaded, session.plan)
+        judged = judge.judge(genomes, self.seeds, seed, Stream.UNSEAL, number, journal)
+        rows = judgement_rows(task, path.name, subjects, judged, "test", number, seed)
+        commit(path / "judgements", judgements_table(rows), number)
+        result = summarize(path.name, number, self.seeds, judged.losses(task.objectives[0].query), judged.domains)
+        result["looks"] = looks
+        driver.record_event(path, "opened", opening=number, looks=looks, overall=result["overall"])
+        journal.clear()
+        return result
+
+
+def _look(root: Path, runs: list[str], number: int, digests: dict[str, str], seeds: int) -> int:
+    """Enter the opening in the ledger, once; returns how many looks at these data that makes."""
+    wanted = set(digests.values())
+    looks = 0
+    for entry in ledger.read(root):
+        looks += bool(wanted & set(entry.get("domains", {}).values()))
+        if entry.get("runs") == runs and entry.get("opening") == number and entry.get("domains") == digests:
+            return looks
+    whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    ledger.append(root, {"runs": runs, "opening": number, "data_digest": whole, "domains": digests, "seeds": seeds})
+    return looks + 1
+
+
+def summarize(run: str, opening: int, seeds: int, losses: np.ndarray, domains: Sequence[str]) -> dict[str, Any]:
+    """The result of an opening from losses `[2 (champion, baseline), domains, seeds]`.
+
+    Differences are champion - baseline: negative is better. Overall, the unit is the domain ("new domains
+    like these"); with a single domain it is the inner seed ("these domains only").
+    """
+    differences = losses[0] - losses[1]
+    overall: Interval = over_domains(differences) if len(domains) > 1 else over_seeds(differences)
+    rows = [
+        {
+            "domain": name,
+            "champion": _number(losses[0, d].mean()),
+            "baseline": _number(losses[1, d].mean()),
+            **_interval(interval),
+        }
+        for d, (name, interval) in enumerate(zip(domains, per_domain(differences), strict=True))
+    ]
+    return {
+        "run": run,
+        "opening": opening,
+        "seeds": seeds,
+        "domains": rows,
+        "overall": {**_interval(overall), "estimand": overall.estimand, "unit": overall.unit},
+    }
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    return {name: _number(getattr(interval, name)) for name in ("difference", "low", "high")}
+
+
+def _number(value: float) -> float | None:
+    """A float for JSON; None where there is none to give (a failed champion, an interval of one unit)."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,256 @@
+"""Killed at every file call of a commit and a checkpoint, refused by the disk at every one, and out of power.
+
+Whatever happens: what was acknowledged is readable and right, nothing is torn or doubled, and the same
+run, started again, ends with the same bytes as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import crash_workload
+import numpy as np
+import pytest
+from crash_disk import Disk
+from crash_workload import BLOCKS, advance, tree
+
+from evometa import checkpoint
+from evometa.archives import events, write
+from evometa.archives.check import check
+from evometa.archives.read import Archive, list_parts
+from evometa.archives.sealed import scan
+
+HERE = Path(__file__).parent
+# Calls that touch a disk; where this machine has others (open, pwrite ...), they are met by the names it uses.
+CHANGES = (
+    *("openat", "open", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "link", "linkat", "rename"),
+    *("renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "flock", "close"),
+)
+ERRORS = ("ENOSPC", "EIO", "EDQUOT")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The tree and the acknowledgements of a run that nothing stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    acks: list[str] = []
+    advance(run, acks.append)
+    assert len(acks) == 2 * BLOCKS and check(run).ok
+    return tree(run), acks
+
+
+def assert_survived(run: Path, acks: list[str], whole) -> None:
+    """Everything acknowledged is there and right; the run goes on to the same bytes."""
+    reference, order = whole
+    assert acks == order[: len(acks)], "an acknowledgement came out of turn"
+    parts = [part.path.name for part in list_parts(run / "lineage")]
+    for ack in acks:
+        kind, name = ack.split()
+        if kind == "part":
+            assert (run / "lineage" / name).read_bytes() == reference[f"lineage/{name}"], f"{name} was lost or torn"
+        else:
+            reached = max((found.generation for found in scan(run) if found.record), default=0)
+            assert reached >= int(name.split("-")[1]), f"{name} was lost"
+    assert len(parts) <= sum(ack.startswith("part") for ack in acks) + 1
+    if (run / "run.json").exists():
+        assert check(run).problems == []
+    if parts:
+        table = Archive(run).table(["generation", "index"])
+        assert len(table) == 8 * len(parts) == len(table.group_by(["generation", "index"]).aggregate([]))
+    write.sweep(run)
+    advance(run, lambda text: None)
+    assert tree(run) == reference
+    assert check(run).problems == [] and checkpoint.load(run, {"mean": np.zeros(8)}, spec_digest="s")[0] == BLOCKS
+    assert [event["kind"] for event in events.read(run)][-1] in ("started", "resumed")
+
+
+def left_behind(run: Path, acks: list[str]) -> int:
+    """A number for what a stopped run left; many places to stop at leave the same, and one look is enough."""
+    found = [str(len(acks))]
+    for path in sorted(run.rglob("*")):
+        name = re.sub(r"\.\d+-\d+$", "", str(path.relative_to(run)))  # staged names hold a process id
+        # Events hold times, always of the same length.
+        found.append(
+            f"{name} {path.stat().st_size if path.name == 'events.jsonl' else path.is_file() and path.read_bytes()}"
+        )
+    return hash("\n".join(found))
+
+
+# --- strace -------------------------------------------------------------------------------------------
+
+
+class Victims:
+    """Processes that run the workload under strace, one for each way to stop it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.numbers = itertools.count()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+        self.server = subprocess.Popen(
+            [sys.executable, crash_workload.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self.answer() == "ready"
+
+    def answer(self) -> str:
+        assert self.server.stdout
+        return self.server.stdout.readline().strip()
+
+    def ask(self, line: str) -> None:
+        assert self.server.stdin
+        self.server.stdin.write(line + "\n")
+        self.server.stdin.flush()
+
+    def run(self, *options: str) -> tuple[Path, int, list[str], str]:
+        """Folder, exit code (negative: signal), acknowledgements and trace of one run."""
+        run = self.root / f"run-{next(self.numbers)}"
+        self.ask(f"run {run}")
+        pid = int(self.answer())
+        command = ["strace", "-f", "-q", "-y", "-s", "200", "-o", f"{run}.trace", "-p", str(pid), *options]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+            while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text() and strace.poll() is None:
+                time.sleep(0.001)
+            refused = strace.poll() is not None
+            self.ask("go")
+            code = int(self.answer())
+            strace.wait(30)
+            if refused:
+                pytest.skip(f"strace may not attach here: {strace.stderr.read().strip() if strace.stderr else ''}")
+        return run, code, Path(f"{run}.acks").read_text().splitlines(), Path(f"{run}.trace").read_text()
+
+
+@pytest.fixture(scope="module")
+def victims(tmp_path_factory):
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed; on Debian: apt-get install strace")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("strace is for Linux")
+    made = Victims(tmp_path_factory.mktemp("victims"))
+    yield made
+    assert made.server.stdin and made.server.stdout
+    made.server.stdin.close()
+    made.server.stdout.close()
+    made.server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def calls(victims):
+    """How often an undisturbed run makes each file call."""
+    _, code, _, trace = victims.run()
+    assert code == 0
+    counted = Counter(re.findall(r"^\d+ +(\w+)\(", trace, re.MULTILINE))
+    return {name: counted[name] for name in CHANGES if counted[name]}
+
+
+def test_a_kill_at_every_file_call(victims, calls, whole):
+    points = [(name, number) for name in calls for number in range(1, calls[name] + 1)]
+    assert len(points) > 100 and {"fsync", "link", "rename"} <= set(calls)
+    seen = set()
+    for name, number in points:
+        run, code, acks, _ = victims.run("-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={number}")
+        assert code == -9, f"{name} {number}: expected a kill, got {code}"
+        try:
+            if (mark := left_behind(run, acks)) not in seen:
+                seen.add(mark)
+                assert_survived(run, acks, whole)
+        except Exception as error:
+            raise AssertionError(f"killed at {name} number {number}: {error}") from error
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def test_an_error_at_every_file_call(victims, calls, whole):
+    points = [(name, number) for name in calls if name != "flock" for number in range(1, calls[name] + 1)]
+    stopped, seen = 0, set()
+    for turn, (name, number) in enumerate(points):
+        error = ERRORS[turn % len(ERRORS)]
+        run, code, acks, _ = victims.run("-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={number}")
+        told = acks.pop() if acks and acks[-1].startswith("StorageError") else ""
+        stopped += bool(told)
+        try:
+            # An acknowledgement that could not be written is the workload's own error, not the archive's.
+            assert (code, bool(told)) in ((0, False), (74, True)) or (name == "write" and code == 1), (code, acks, told)
+            assert not told or (error in told and "evometa" in told)
+            acks = [ack for ack in acks if not ack.startswith("OSError")]
+            if (mark := left_behind(run, acks)) not in seen:
+                seen.add(mark)
+                assert_survived(run, acks, whole)
+        except Exception as problem:
+            raise AssertionError(f"{error} at {name} number {number}: {problem}") from problem
+        shutil.rmtree(run, ignore_errors=True)
+    assert stopped > len(points) // 3 and len(seen) > 20
+
+
+def test_bytes_are_durable_before_they_have_a_name_and_names_before_they_are_acknowledged(victims):
+    run, _, acks, trace = victims.run()
+    lines = trace.splitlines()
+
+    def line(*words: str, after: int = -1) -> int:
+        found = [i for i, text in enumerate(lines) if i > after and all(word in text for word in words)]
+        assert found, f"no line with {words} after line {after}"
+        return found[0]
+
+    for ack in acks:
+        kind, name = ack.split()
+        said = line("write(", f'"{ack}\\n"')
+        if kind == "part":
+            names, verb, folder = [f"{name}"], "link(", "lineage"
+        else:
+            names, verb, folder = [f"{name}.safetensors", f"{name}.json"], "rename(", "checkpoints"
+        before = -1
+        for file in names:
+            synced = line("fsync(", f".staging/{file}", after=before)
+            named = line(verb, f"/{folder}/{file}", after=synced)
+            before = line("fsync(", f"{run}/{folder}>", after=named)
+        assert before < said
+
+
+# --- power --------------------------------------------------------------------------------------------
+
+
+def test_power_lost_after_every_operation(tmp_path, whole):
+    """What was not fsynced is lost, kept, cut or garbled, name by name: every such disk must do."""
+    disk = Disk(tmp_path / "live")
+    with disk.recording():
+        advance(disk.root / "run", disk.acknowledge)
+    assert disk.acks(len(disk.operations)) == whole[1]
+    moments, disks = len(disk.operations) + 1, set()
+    for moment in range(moments):
+        acks = disk.acks(moment)
+        for kind in ("nothing", "names only", "names and zeros", "names and halves", "everything", "some", "some more"):
+            folder = tmp_path / "after"
+            disk.materialize(folder, moment, kind, random.Random(f"{moment} {kind}"))
+            if (mark := left_behind(folder, acks)) not in disks:
+                disks.add(mark)
+                try:
+                    assert_survived(folder / "run", acks, whole)
+                except Exception as error:
+                    where = disk.operations[moment - 1] if moment else "start"
+                    raise AssertionError(f"power lost after {moment} operations {where}, {kind}: {error}") from error
+            shutil.rmtree(folder, ignore_errors=True)
+    assert moments >= 80 and len(disks) > 150
+
+
+def test_the_model_finds_a_missing_fsync(tmp_path, whole, monkeypatch):
+    """The drill is worth something: without fsync it fails."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    disk = Disk(tmp_path / "live")
+    with disk.recording(silent=("fsync",)):
+        advance(disk.root / "run", disk.acknowledge)
+    disk.materialize(tmp_path / "after", len(disk.operations), "nothing", random.Random(0))
+    with pytest.raises(AssertionError, match="lost|out of turn|No such file"):
+        try:
+            assert_survived(tmp_path / "after" / "run", disk.acks(len(disk.operations)), whole)
+        except OSError as error:
+            raise AssertionError(str(error)) from error
