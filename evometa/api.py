@@ -197,7 +197,8 @@ def reopen(path: Path) -> Session:
 
     record = folder.read_record(path)
     spec = build({**record["spec"], "generations": record["generations"], "name": path.name})
-    session = prepare(spec, plan=Plan(**record["plan"]), journal=CellJournal(path / "cells"))
+    base, journal = Path(record["folder"]), CellJournal(path / "cells")
+    session = prepare(spec, plan=Plan(**record["plan"]), journal=journal, base=base)
     folder.compare(record, session.identity)
     return session
 
@@ -232,7 +233,11 @@ def _reference(task: Task | TaskBuilder) -> str:
 
 
 def _fork(reference: str, out: Path, session: Session) -> tuple[dict[str, Any], Any]:
-    """What run.json says of a fork's origin, and the state that it starts from."""
+    """What run.json says of a fork's origin, and the state that it starts from.
+
+    With the parent's strategy, the fork goes on with the parent's own state and counts on from its generation
+    (`first`); with another, it begins at the parent's recommendation and counts from 0.
+    """
     name, at, number = reference.rpartition("@")
     if not at or not number.isdigit():
         raise UsageError(f"--from expected RUN@GENERATION, got {reference!r}. Try: --from runs/ladder@12")
@@ -242,13 +247,20 @@ def _fork(reference: str, out: Path, session: Session) -> tuple[dict[str, Any], 
         raise UsageError(
             f"--from: {path.name} has {there} generations, so a fork can start at 0 .. {there}, got {generation}"
         )
-    if session.spec.generations <= generation:
+    first = generation if _same_strategy(parent, session) else 0
+    if session.spec.generations <= first:
         raise UsageError(
             f"--from: a fork at generation {generation} counts on from there; expected --generations above {generation},"
             f" got {session.spec.generations}"
         )
-    forked = {"run": path.name, "path": str(path), "generation": generation, "spec": parent["spec"]}
+    forked = {"run": path.name, "path": str(path), "generation": generation, "first": first, "spec": parent["spec"]}
     return forked, _forked_state(path, generation, session)
+
+
+def _same_strategy(parent: Mapping[str, Any], session: Session) -> bool:
+    return parent["strategy"] == session.identity["strategy"] and all(
+        parent["spec"][key] == session.identity["spec"][key] for key in ("strategy", "strategy_options", "population")
+    )
 
 
 def _forked_state(path: Path, generation: int, session: Session) -> Any:
@@ -259,17 +271,13 @@ def _forked_state(path: Path, generation: int, session: Session) -> Any:
             f"--from: {path.name} searched another space, so its genomes mean nothing here. Start a new run"
         )
     origin = _parent_session(path, parent)
-    start = _start_state(path, origin)
-    state = driver.state_at(path, origin, generation, start)
-    same = parent["strategy"] == session.identity["strategy"] and all(
-        parent["spec"][key] == session.identity["spec"][key] for key in ("strategy", "strategy_options", "population")
-    )
-    return state if same else session.initial_state(origin.strategy.recommend(state))
+    state = driver.state_at(path, origin, generation, _start_state(path, origin))
+    return state if _same_strategy(parent, session) else session.initial_state(origin.strategy.recommend(state))
 
 
 def _parent_session(path: Path, record: Mapping[str, Any]) -> Session:
     spec = build({**record["spec"], "generations": record["generations"], "name": path.name})
-    return prepare(spec, plan=Plan(**record["plan"]))
+    return prepare(spec, plan=Plan(**record["plan"]), base=Path(record["folder"]))
 
 
 def _start_state(path: Path, session: Session) -> Any:

@@ -62,7 +62,7 @@ def save(run_path: Path, generation: int, state: State, meta: Mapping[str, Any])
 def load(run_path: Path, like: State, *, spec_digest: str) -> tuple[int, State, dict[str, Any]] | None:
     """The newest whole checkpoint as (generation, state, meta); None where there is none.
 
-    `like` is a state of the right shape (what `init` gives, values ignored): leaves come back as NumPy
+    `like` is a state of the right shape (what `init` gives, values ignored; an array of no rows may have grown): leaves come back as NumPy
     arrays, jax arrays or Python numbers, as they are there. Broken checkpoints are passed over, logged, and named in
     `meta["skipped"]`.
 
@@ -144,13 +144,16 @@ def _restore(leaves: list[dict[str, Any]], tensors: Mapping[str, np.ndarray], li
             raise ResumeMismatch(f"{where}: {path} was {was} and is {now}. {cure}")
     restored = []
     for path, leaf in pairs:
-        kind = _kind(leaf)
-        was, now = _described(stored[path]["dtype"], stored[path]["shape"]), _described(kind.name, np.shape(leaf))
+        kind, shape = _kind(leaf), list(np.shape(leaf))
+        if shape[:1] == [0] and stored[path]["shape"]:
+            # Nothing told yet: a history that grows by rows (Optuna's) has any length on disk.
+            shape[0] = stored[path]["shape"][0]
+        was, now = _described(stored[path]["dtype"], stored[path]["shape"]), _described(kind.name, shape)
         if was != now:
             raise ResumeMismatch(f"{where}: {path} was {was} and is {now}. {cure}")
         array = tensors[path]
         if array.dtype != kind:
-            array = array.view(kind).reshape(np.shape(leaf))
+            array = array.view(kind).reshape(shape)
         restored.append(_as_it_was(array, leaf))
     return rebuild(restored)
 

@@ -267,8 +267,9 @@ def _apply_profile(values: dict[str, Any], profile: str) -> None:
 
 
 def _start_jax(spec: Spec | None, plan: str | None, out: Path) -> None:
-    from evometa.machine import use_host_devices
+    from evometa.machine import keep_compilations, use_host_devices
 
+    keep_compilations()
     borrowed = _plan_of(plan, out)
     use_host_devices(borrowed.devices if borrowed else spec.plan.devices if spec else None)
 
@@ -298,7 +299,7 @@ def _dry_run(spec: Spec, plan: Any, as_json: bool) -> None:
 
 def _say_done(made: Any, seconds: float, as_json: bool) -> None:
     best, population = made.champion, made.record["strategy"]["population"]
-    first = (made.record.get("from") or {}).get("generation", 0)
+    first = (made.record.get("from") or {}).get("first", 0)
     data = {
         "run": made.name,
         "path": str(made.path),

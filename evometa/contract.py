@@ -227,6 +227,11 @@ class TaskBuilder:
             raise ConfigError(
                 f"task {self._fields['name']!r}: expected a judge function, got none. Decorate one with @task.judge"
             )
+        known = list(Task.__dataclass_fields__)
+        for name in self._fields:
+            if name not in known:
+                close = did_you_mean(name, known)
+                raise ConfigError(f"task {self._fields['name']!r} has no field {name!r}.{close} Its fields: {', '.join(known)}")
         return Task(**self._fields)
 
 
@@ -339,6 +344,11 @@ def _check_task(task: Task) -> None:
     for name in (*task.split.train, *task.split.validation, *task.split.test):
         task.domain(name)
     for objective in task.objectives:
+        if "@" in objective.query and objective.query not in task.query_names:
+            known = task.query_names
+            raise ConfigError(
+                f"{where} has no query {objective.query!r}.{did_you_mean(objective.query, known)} It has {', '.join(known)}"
+            )
         for name in (*task.split.train, *task.split.validation, *task.split.test):
             queries = task.domain(name).queries
             if objective.query.split("@")[0] not in queries:

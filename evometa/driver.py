@@ -20,7 +20,8 @@ from evometa.archives.cells import CellJournal
 from evometa.archives.read import Archive, list_parts
 from evometa.archives.rows import block_from_table, lineage_table, timings_table
 from evometa.archives.write import commit, encode, sweep
-from evometa.errors import EvometaError, ResumeMismatch
+from evometa.backends.inline import HostCells
+from evometa.errors import EvometaError, IntegrityError, ResumeMismatch
 from evometa.session import Session, identity_digest
 from evometa.types import Block, Failure, State
 
@@ -64,6 +65,11 @@ class Interrupted(EvometaError):
         self.exit_code = 128 + number
 
 
+class _Dropped(BaseException):
+    """A signal in the middle of a cell. A BaseException, so that a task's own `except Exception` does not swallow it
+    and hand back the number of a training that never finished."""
+
+
 class _Stop:
     """SIGINT and SIGTERM while a run is under way.
 
@@ -80,7 +86,7 @@ class _Stop:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number or self.may_interrupt:
             self.number = number
-            raise Interrupted(number, self._path)
+            raise _Dropped
         self.number = number
         self._watch.note("stopping after this block; once more to drop it")
 
@@ -99,6 +105,8 @@ def stoppable(path: Path, watch: Watch) -> Iterator[_Stop]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except _Dropped:
+        raise Interrupted(stop.number, path) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -108,7 +116,9 @@ def start(session: Session, out: Path, *, forked: dict[str, Any] | None = None) 
     """Make the folder of a new run and write its record."""
     spec = session.spec
     default = f"{session.task.name}-{session.strategy.name}-s{spec.seed}"
-    record = {**session.identity, "generations": spec.generations, "from": forked}
+    # Where a task file named by a relative path is found again; no part of what makes the run this run.
+    here = str(Path.cwd())
+    record = {**session.identity, "generations": spec.generations, "from": forked, "folder": here}
     return folder.create(out, spec.name, default, record)
 
 
@@ -125,11 +135,14 @@ class _Advance:
     def __init__(self, path: Path, session: Session, watch: Watch) -> None:
         self.path, self.session, self.watch = path, session, watch
         self.digest = identity_digest(session.identity)
-        self.base = int((folder.read_record(path).get("from") or {}).get("generation", 0))
+        self.base = int((folder.read_record(path).get("from") or {}).get("first", 0))
         self.timings: list[Any] = []
         self.saved_at = time.monotonic()
         self.last_part: str | None = None
-        self.journal = CellJournal(path / "cells")
+        # The backend's own, where it has one: two would not know of each other's open file.
+        backend = session.backend
+        own = backend.journal if isinstance(backend, HostCells) else None
+        self.journal = own if isinstance(own, CellJournal) else CellJournal(path / "cells")
 
     def run(self, until: int, start_state: State | None) -> State:
         sweep(self.path)
@@ -160,6 +173,7 @@ class _Advance:
                         self._save(generation, state)
                         stop.check()
             finally:
+                self.journal.close()
                 self.watch.end()
         return state
 
@@ -170,6 +184,12 @@ class _Advance:
             return self.base, like
         generation, state, meta = found
         self.last_part = meta.get("last_part")
+        part = self.path / "lineage" / str(self.last_part)
+        if self.last_part and not part.exists():
+            raise IntegrityError(
+                f"{part}: this part is missing, and a checkpoint counts on it. Put it back; what else is wrong says:"
+                f" evometa archive check {self.path}"
+            )
         return generation, state
 
     def _table(self, block: Block) -> Any:

@@ -89,7 +89,8 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a run for writing. Raises `EvometaError` where another process has it; death releases it."""
     with storage(path):
         descriptor = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
+    try:
+        with storage(path):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -99,10 +100,11 @@ def locked(path: Path) -> Iterator[None]:
                 ) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-            yield
+        yield  # outside `storage`: what goes wrong in the run is not the disk's refusal
+        with storage(path):
             os.ftruncate(descriptor, 0)
-        finally:
-            os.close(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def target(path: Path) -> int:

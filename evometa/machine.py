@@ -1,8 +1,10 @@
-"""Host devices: how many parts JAX sees this machine's processor in. Chosen before JAX starts, or not at all."""
+"""How JAX sees this machine: host devices, chosen before it starts or not at all, and a cache of compiled programs."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 _MOST = 64
@@ -26,9 +28,40 @@ def use_host_devices(count: int | None = None) -> None:
     jax.config.update("jax_num_cpu_devices", min(count or cores(), _MOST))
 
 
+def keep_compilations() -> None:
+    """Keep compiled programs in the user's cache folder, so that a resume or an unsealing does not compile again.
+
+    A program from the cache gives the same bits. One folder per kind of processor: programs are made for its
+    instructions. JAX_COMPILATION_CACHE_DIR says otherwise; an empty one switches it off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "evometa" / f"jax-{_processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home costs the cache, nothing else
+    if os.access(folder, os.W_OK):
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        words = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        words = ""
+    return hashlib.sha256(f"{platform.machine()} {platform.processor()} {words}".encode()).hexdigest()[:12]
+
+
 def use_devices_of(run_path: Path) -> None:
     """The same devices as the run on disk: its bits depend on them."""
     from evometa.folder import read_record
 
     plan = read_record(run_path)["plan"]
     use_host_devices(plan["devices"] if plan["platform"] == "cpu" else None)
+    keep_compilations()

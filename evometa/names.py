@@ -27,15 +27,17 @@ def known(kind: str) -> dict[str, str]:
     return table
 
 
-def load_task(reference: str, options: Mapping[str, Any] | None = None) -> Task:
+def load_task(reference: str, options: Mapping[str, Any] | None = None, base: Path = Path()) -> Task:
     """The task called `name`, `package.module:attr`, `file.py` or `file.py:attr`, with its factory's options.
 
+    A file that is not here is looked for in `base`: where the run was started.
     Raises `NotFound` for an unknown name, `ConfigError` for a file that cannot be imported or holds no task.
     """
     options = dict(options or {})
     path, _, attribute = reference.partition(":")
     if path.endswith(".py"):
-        found, source = _from_file(Path(path), attribute), str(Path(path))
+        file = Path(path) if Path(path).is_file() else base / path
+        found, source = _from_file(file if file.is_file() else Path(path), attribute), str(file.absolute())
     else:
         target = known("tasks").get(reference, reference)
         if ":" not in target:
@@ -51,20 +53,24 @@ def load_task(reference: str, options: Mapping[str, Any] | None = None) -> Task:
 
 def load_strategy(name: str, space: Any, population: int | None, options: Mapping[str, Any] | None = None) -> Strategy:
     """The strategy called `name` (or `package.module:attr`, `file.py:attr`) built for a space."""
-    path, _, attribute = name.partition(":")
-    if path.endswith(".py"):
-        factory = _from_file(Path(path), attribute or Path(path).stem)
-    else:
-        target = known("strategies").get(name, name)
-        if ":" not in target:
-            close = did_you_mean(name, known("strategies"))
-            raise NotFound(f"no strategy is called {name!r}.{close} Type: evometa strategies")
-        factory = _from_module(target, "strategy")
+    factory = strategy_factory(name)
     arguments = dict(options or {})
     if population is not None:
         arguments["population"] = population
     check_options(factory, arguments, f"strategy {name!r}")
     return factory(space, **arguments)
+
+
+def strategy_factory(name: str) -> Callable[..., Strategy]:
+    """The factory called `name` (or `package.module:attr`, `file.py:attr`); raises `NotFound`."""
+    path, _, attribute = name.partition(":")
+    if path.endswith(".py"):
+        return _from_file(Path(path), attribute or Path(path).stem)
+    target = known("strategies").get(name, name)
+    if ":" not in target:
+        close = did_you_mean(name, known("strategies"))
+        raise NotFound(f"no strategy is called {name!r}.{close} Type: evometa strategies")
+    return _from_module(target, "strategy")
 
 
 def profile(reference: str, name: str) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def _missing_package(where: str, error: ModuleNotFoundError) -> EvometaError:
 
 def _line_in(path: Path, error: BaseException) -> str:
     lines = (
-        [f.lineno for f in inspect.getinnerframes(error.__traceback__) if Path(f.filename) == path]
+        [f.lineno for f in inspect.getinnerframes(error.__traceback__) if Path(f.filename).resolve() == path.resolve()]
         if error.__traceback__
         else []
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import keyword
+import sys
 from pathlib import Path
 
 from evometa.errors import UsageError
@@ -27,27 +28,36 @@ def new_strategy(name: str) -> Path:
 
 def _write(name: str, template: str, kind: str) -> Path:
     stem = name.removesuffix(".py")
-    if not stem.isidentifier() or not stem.isascii() or stem.startswith("_") or keyword.iskeyword(stem) or len(stem) > 64:
+    if (
+        not stem.isidentifier()
+        or not stem.isascii()
+        or stem.startswith("_")
+        or keyword.iskeyword(stem)
+        or len(stem) > 64
+    ):
         hint = "".join(c if c.isascii() and c.isalnum() else "_" for c in stem).strip("_")[:64]
         hint = f"my_{hint}" if not hint.isidentifier() or keyword.iskeyword(hint) else hint
-        raise UsageError(f"expected a name of letters, digits and '_' that starts with a letter, got {name!r}. Try: evometa new {kind} {hint}")
+        raise UsageError(
+            f"expected a name of letters, digits and '_' that starts with a letter, got {name!r}. Try: evometa new {kind} {hint}"
+        )
     path = Path(f"{stem}.py")
     if _shadows(stem):
-        raise UsageError(f"{path} would hide the module {stem!r} from everything in this folder. Try: evometa new {kind} my_{stem}")
+        raise UsageError(
+            f"{path} would hide the module {stem!r} from everything in this folder. Try: evometa new {kind} my_{stem}"
+        )
     try:
         with path.open("x") as file:
             file.write(template.replace("NAME", stem))
     except FileExistsError:
-        raise UsageError(f"{path} exists already and is left as it is. Choose another name, or move it away first") from None
+        raise UsageError(
+            f"{path} exists already and is left as it is. Choose another name, or move it away first"
+        ) from None
     return path
 
 
 def _shadows(name: str) -> bool:
-    """Whether a module of that name comes from elsewhere than the current folder."""
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        return False
-    return Path(found.origin).resolve().parent not in (Path.cwd(), Path.cwd() / name)
+    """Whether Python or an installed package has a module of that name."""
+    return name in sys.stdlib_module_names or name in importlib.metadata.packages_distributions()
 
 
 TASK = '''"""NAME: how to train a small network so that it does well beyond the range it was trained on."""
@@ -91,7 +101,7 @@ def fit(key, candidate, support):
     """Train on the support; it is all that training ever sees."""
     one, two = jax.random.split(key)
     weights = candidate["scale"] * jax.random.normal(one, (1, 16))
-    start = {"in": weights, "bias": jax.random.normal(two, (16,)), "out": jnp.zeros((16, 1))}
+    start = {"in": weights, "bias": jax.random.normal(two, (1, 16)), "out": jnp.zeros((16, 1))}
 
     def loss(network):
         return jnp.mean((predict(network, support["x"]) - support["y"]) ** 2)
@@ -152,7 +162,7 @@ def NAME(space, population=32, sigma=0.2):
 
     def ask(key, state):
         noise = jax.random.normal(key, (population, size))
-        genomes = space.project(state.mean + state.sigma * noise)  # folded back into the bounds
+        genomes = space.project(state.mean[None] + state.sigma * noise)  # folded back into the bounds
         return genomes, parts.shared_parents(state.parents, population), state._replace(generation=state.generation + 1)
 
     def tell(key, state, genomes, scores):

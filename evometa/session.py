@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -80,13 +81,15 @@ class Session:
         return HostLoop(self.strategy, _no_evaluation, self.cells, self.task.objectives, self.spec.seed)
 
 
-def prepare(spec: Spec, *, plan: Plan | None = None, journal: CellJournal | None = None) -> Session:
+def prepare(
+    spec: Spec, *, plan: Plan | None = None, journal: CellJournal | None = None, base: Path = Path()
+) -> Session:
     """Build the session of a spec: load the train domains, derive the plan where none is given.
 
     Raises `NotFound` and `ConfigError` for what the spec gets wrong, `ResumeMismatch` where this process
     cannot give the plan.
     """
-    task = _task(spec)
+    task = _task(spec, base)
     strategy = load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options)
     if len(task.objectives) > strategy.objectives:
         raise ConfigError(
@@ -111,8 +114,8 @@ def prepare(spec: Spec, *, plan: Plan | None = None, journal: CellJournal | None
     return session
 
 
-def _task(spec: Spec) -> Task:
-    task = load_task(spec.task, spec.task_options) if isinstance(spec.task, str) else task_from_table(spec.task)
+def _task(spec: Spec, base: Path) -> Task:
+    task = load_task(spec.task, spec.task_options, base) if isinstance(spec.task, str) else task_from_table(spec.task)
     if spec.split is not None:
         task = task.with_(split=Split(tuple(spec.split.train), tuple(spec.split.validation), tuple(spec.split.test)))
     if spec.objective is not None:
@@ -201,7 +204,7 @@ def _identity(session: Session) -> dict[str, Any]:
         },
         "task": {
             "name": task.name,
-            "source": task.source,
+            "source": Path(task.source).name if task.source.endswith(".py") else task.source,
             "code": code_digest(task),
             "space": task.space.to_json(),
             "objectives": [str(objective) for objective in task.objectives],

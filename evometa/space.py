@@ -104,6 +104,8 @@ class Space:
             )
         for column in self.columns:
             _validate(column)
+            if any(name.startswith(f"{column.name}.") for name in names):
+                raise ConfigError(f"space: {column.name!r} is a column and a group of columns; rename one of them")
         ends = np.cumsum([column.size for column in self.columns])
         self._slices = [slice(int(end) - c.size, int(end)) for c, end in zip(self.columns, ends, strict=True)]
         self.dimension = int(ends[-1])
@@ -222,7 +224,8 @@ class Space:
 
         folded = jnp.mod(genomes, 2.0)
         folded = jnp.where(folded > 1.0, 2.0 - folded, folded)
-        inside = ~self.bounded | ((genomes >= 0.0) & (genomes <= 1.0))
+        bounded = np.broadcast_to(self.bounded, jnp.shape(genomes))
+        inside = ~bounded | ((genomes >= 0.0) & (genomes <= 1.0))
         return jnp.where(inside, genomes, folded).astype(jnp.float32)
 
     def sample(self, key: Any, count: int) -> Any:
@@ -232,7 +235,7 @@ class Space:
         uniform_key, normal_key = jax.random.split(key)
         shape = (count, self.dimension)
         uniform, normal = jax.random.uniform(uniform_key, shape), jax.random.normal(normal_key, shape)
-        return jax.numpy.where(self.bounded, uniform, normal)
+        return jax.numpy.where(np.broadcast_to(self.bounded, shape), uniform, normal)
 
     # --- for people and files --------------------------------------------------------------------
 
@@ -290,7 +293,7 @@ def _validate(column: Column) -> None:
         raise ConfigError(f"{where} expected at least two choices, got {len(column.choices)}")
     if column.kind == "categorical" and len(set(map(repr, column.choices))) < len(column.choices):
         raise ConfigError(f"{where} has a choice twice: {list(column.choices)}")
-    if column.kind == "weights" and (column.size < 1 or not column.scale > 0):
+    if column.kind == "weights" and (min(column.shape, default=1) < 1 or not 0 < column.scale < math.inf):
         raise ConfigError(f"{where} expected a non-empty shape and scale > 0, got {column.shape}, {column.scale}")
 
 

@@ -52,12 +52,11 @@ def unseal_together(entries: Sequence[tuple[Path, Session]], seeds: int = FEWEST
         raise EvometaError(f"runs that are opened together need the same test domains, got {sorted(domains)}")
     # The same number gives the same keys, so that the runs are judged on the same cells.
     number = max(opening.number for opening in openings)
-    for opening in openings:
-        opening.announce(number)
+    announced = [opening.announce(number) for opening in openings]
     loaded = [opening.load(number) for opening in openings]
     digests = {domain.name: datasets.digest([domain]) for domain in loaded[0]}
     root, names = entries[0][0].parent, [path.name for path, _ in entries]
-    looks = _look(root, names, number, digests, seeds)
+    looks = _look(root, names, number, digests, seeds, announced)
     return [opening.judge(data, number, looks) for opening, data in zip(openings, loaded, strict=True)]
 
 
@@ -73,15 +72,18 @@ class _Opening:
             raise EvometaError(f"{path.name} has no champion yet. Finish it first with: evometa resume {path}")
         self.best = best
         diary = events.read(path)
-        self.begun = {event["opening"] for event in diary if event["kind"] == "opening"}
+        self.begun = {event["opening"]: event["hash"] for event in diary if event["kind"] == "opening"}
         finished = {event["opening"] for event in diary if event["kind"] == "opened"}
         pending = self.begun - finished
         self.number = max(pending) if pending else 1 + max(self.begun, default=0)
 
-    def announce(self, number: int) -> None:
+    def announce(self, number: int) -> str:
+        """Write the opening to the diary, once; returns the hash of its line, which no other opening has."""
         if number not in self.begun:
             domains = list(self.session.task.split.test)
-            driver.record_event(self.path, "opening", opening=number, domains=domains, seeds=self.seeds)
+            event = events.append(self.path, "opening", opening=number, domains=domains, seeds=self.seeds)
+            self.begun[number] = event["hash"]
+        return self.begun[number]
 
     def load(self, number: int) -> tuple[datasets.Loaded, ...]:
         task = self.session.task
@@ -107,16 +109,22 @@ class _Opening:
         return result
 
 
-def _look(root: Path, runs: list[str], number: int, digests: dict[str, str], seeds: int) -> int:
-    """Enter the opening in the ledger, once; returns how many looks at these data that makes."""
+def _look(
+    root: Path, runs: list[str], number: int, digests: dict[str, str], seeds: int, announced: list[str]
+) -> int:
+    """Enter the opening in the ledger, once; returns how many looks at these data that makes.
+
+    It is the same look only where the diaries announced it in the same lines: a run that was deleted and made
+    again under its name opens the data a second time.
+    """
     wanted = set(digests.values())
     looks = 0
     for entry in ledger.read(root):
         looks += bool(wanted & set(entry.get("domains", {}).values()))
-        if entry.get("runs") == runs and entry.get("opening") == number and entry.get("domains") == digests:
+        if entry.get("announced") == announced and entry.get("domains") == digests:
             return looks
     whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
-    ledger.append(root, {"runs": runs, "opening": number, "data_digest": whole, "domains": digests, "seeds": seeds})
+    ledger.append(root, {"runs": runs, "opening": number, "data_digest": whole, "domains": digests, "seeds": seeds, "announced": announced})
     return looks + 1
 
 

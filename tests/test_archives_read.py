@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -214,7 +218,6 @@ def test_views(run):
         "SELECT Generation, INDEX FROM Lineage",
         "SELECT (SELECT max(fitness) FROM lineage) AS worst",
         "DESCRIBE lineage",
-        "SUMMARIZE lineage",
         "SELECT count(*) FROM lineage NATURAL JOIN lineage b",
         "SELECT s.loss FROM (SELECT unnest(scores) AS s FROM lineage)",
         "UNPIVOT (SELECT generation, index, level FROM lineage) ON level",
@@ -306,3 +309,29 @@ def test_the_content_digest_sees_every_column(tmp_path):
 def test_the_content_digest_differs_for_other_spaces(tmp_path):
     one, two = make_run(tmp_path / "a"), make_run(tmp_path / "b", space=OTHER_SPACE)
     assert query.content_digest(one) != query.content_digest(two)
+
+
+ALL_BUT_SQL = """
+import sys
+from archive_samples import make_block, make_cells, make_table, rows, write
+from evometa.archives import query  # DuckDB brings pandas, but only when it is asked something
+from evometa.archives.check import check
+from evometa.archives.read import Archive
+
+archive = Archive(sys.argv[1])
+archive.top(3), archive.ancestry(9, 2), archive.row(5, 5), archive.scores(), archive.judgements()
+check(sys.argv[1]), query.content_digest(sys.argv[1])
+table = make_table(make_block(3))
+write.encode(table)
+rows.block_from_table(table, make_cells(6), 8, 1)
+print(sorted({"pandas", "jax", "polars"} & set(sys.modules)))
+"""
+
+
+def test_nothing_imports_pandas_or_jax(run):
+    """Half a second each: `archive top` would be slower for the import than for a million rows."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    command = [sys.executable, "-c", ALL_BUT_SQL, str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -53,20 +53,23 @@ class CellJournal:
 
     def clear(self) -> None:
         """Forget everything: the block that held these cells is committed."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._done, self._generation = {}, -1
+        self.close()
+        self._done = {}
         if self.folder.is_dir():
             for path in self.folder.glob("gen-*.jsonl"):
                 path.unlink()
+
+    def close(self) -> None:
+        """Close the open file; what it holds stays."""
+        if self._file is not None:
+            self._file.close()
+        self._file, self._generation = None, -1
 
     def _path(self, generation: int) -> Path:
         return self.folder / f"gen-{generation:09d}.jsonl"
 
     def _open(self, generation: int) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.close()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(generation)
         torn = path.exists() and not path.read_bytes().endswith(b"\n")

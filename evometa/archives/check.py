@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from evometa.archives import events
-from evometa.archives.read import PART, THREADS, Part, list_parts
-from evometa.archives.schema import FORMAT, TABLES, digest
-from evometa.archives.sealed import Found, scan
+from evometa.archives.read import PART, Part, list_parts
+from evometa.archives.schema import FORMAT, TABLES, column, digest, numbers
+from evometa.archives.sealed import Found, scan, unseal
 from evometa.errors import IntegrityError, NotFound
 
 
@@ -56,8 +55,7 @@ def check(run_path: Path | str) -> Report:
     for folder in TABLES:
         problems += _foreign(run / folder)
         listed = list_parts(run / folder)
-        with ThreadPoolExecutor(THREADS) as pool:
-            results = list(pool.map(_read, listed))
+        results = [_read(part) for part in listed]
         problems += [result for result in results if isinstance(result, str)]
         if folder == "lineage":
             parts = len(listed)
@@ -85,11 +83,11 @@ def _read(part: Part) -> Lineage | str:
     empty = np.zeros(0, np.int32)
     if folder != "lineage":
         return Lineage(part, len(table), empty, empty, empty, np.zeros((0, 2), np.int32))
-    generation, index = (table[name].to_numpy(zero_copy_only=False) for name in ("generation", "index"))
+    generation, index = column(table, "generation"), column(table, "index")
     lists = table["parents"].combine_chunks()
     pairs = lists.flatten()
-    child = np.repeat(generation, lists.value_lengths().to_numpy(zero_copy_only=False).astype(int))
-    parent = np.stack([pairs.field(name).to_numpy(zero_copy_only=False) for name in ("generation", "index")], 1)
+    child = np.repeat(generation, numbers(lists.value_lengths()))
+    parent = np.stack([numbers(pairs.field(name)) for name in ("generation", "index")], 1)
     return Lineage(part, len(table), generation, index, child, parent)
 
 
@@ -102,8 +100,14 @@ def _foreign(folder: Path) -> Iterator[str]:
 def _run_json(run: Path) -> Iterator[str]:
     path = run / "run.json"
     try:
-        record = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        record = json.loads(data)
+        if "seal" in record:
+            record = unseal(data, path)
         found = record["schema_digest"]
+    except IntegrityError as error:
+        yield str(error)
+        return
     except FileNotFoundError:
         yield f"{path}: this file is missing"
         return
@@ -135,7 +139,7 @@ def _lineage(run: Path, listed: list[Part], good: dict[Path, Lineage], checkpoin
     whole = [found for found in checkpoints if found.record]
     named = {found.record["meta"].get("last_part"): found for found in whole if found.record}
     known = {int(match[1]): name for name in named if (match := PART.fullmatch(str(name)))}
-    following: int | None = 0  # the generation that comes next; None behind a part that cannot be read
+    following: int | None = _begins(run)  # the generation that comes next; None behind a part that cannot be read
     population, gaps = 0, []
     for part in listed:
         if following is not None and part.first > following:
@@ -161,6 +165,14 @@ def _lineage(run: Path, listed: list[Part], good: dict[Path, Lineage], checkpoin
     for first, name in known.items():
         if name not in there and not any(low <= first <= high for low, high in gaps):
             yield f"{run / 'lineage' / name}: {named[name].path.name} names this part, which is not there"
+
+
+def _begins(run: Path) -> int:
+    """The first generation of a run: 0, or where a fork left its parent. A broken run.json is named elsewhere."""
+    try:
+        return int((json.loads((run / "run.json").read_bytes()).get("from") or {}).get("first", 0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0
 
 
 def _generations(rows: Lineage, population: int) -> str:

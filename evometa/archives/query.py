@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from evometa.archives.read import Archive, to_dicts, unnest_scores
-from evometa.archives.schema import LINEAGE
+from evometa.archives.schema import LINEAGE, empty, numbers
 from evometa.errors import UsageError
 
 VIEWS = ("lineage", "scores", "judgements", "timings")
@@ -131,7 +131,7 @@ def _columns(tree: Any) -> list[str]:
 def _register(connection: duckdb.DuckDBPyConnection, archive: Archive, needs: set[str], columns: list[str]) -> None:
     also = {"generation", "index", "scores"} if "scores" in needs else set()
     needed = sorted({*columns, *also}, key=LINEAGE.names.index)
-    table = archive.table(needed) if needs & {"lineage", "scores"} else LINEAGE.empty_table()
+    table = archive.table(needed) if needs & {"lineage", "scores"} else empty(LINEAGE)
     if "scores" in needs:
         connection.register("scores", unnest_scores(table.select(["generation", "index", "scores"])))
     connection.register("lineage", table)
@@ -151,7 +151,7 @@ class _Leaves:
         self.of: dict[str, Any] = {}
 
     def update(self, array: pa.Array, path: str) -> None:
-        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        valid = numbers(array.is_valid())
         self._feed(f"{path}/valid", valid.astype(np.uint8))
         kind = array.type
         if pa.types.is_struct(kind):
@@ -160,16 +160,17 @@ class _Leaves:
         elif pa.types.is_list(kind) or pa.types.is_map(kind):
             if pa.types.is_map(kind):
                 array = array.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
-            lengths = array.value_lengths().fill_null(0) if array.null_count else array.value_lengths()
-            self._feed(f"{path}/length", lengths.to_numpy(zero_copy_only=False).astype(np.int64))
+            self._feed(f"{path}/length", numbers(array.value_lengths()).astype(np.int64))
             self.update(array.flatten(), f"{path}/of")
         elif pa.types.is_string(kind):
-            data = [text.encode() for text in array.drop_null().to_pylist()]
-            self._feed(f"{path}/length", np.array([len(text) for text in data], np.int64))
-            self._feed(f"{path}/bytes", b"".join(data))
+            array = array.drop_null()
+            if len(array):
+                _, places, data = array.buffers()
+                offsets = np.frombuffer(places, np.int32, len(array) + 1, 4 * array.offset)
+                self._feed(f"{path}/length", np.diff(offsets))
+                self._feed(f"{path}/bytes", memoryview(data)[offsets[0] : offsets[-1]])
         else:
-            self._feed(f"{path}/bytes", array.drop_null().to_numpy(zero_copy_only=False))
+            self._feed(f"{path}/bytes", numbers(array.drop_null()))
 
-    def _feed(self, path: str, data: Any) -> None:
-        data = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-        self.of.setdefault(path, hashlib.sha256()).update(data)
+    def _feed(self, path: str, data: np.ndarray | memoryview) -> None:
+        self.of.setdefault(path, hashlib.sha256()).update(np.ascontiguousarray(data))

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,26 +20,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from evometa.archives.schema import FORMAT, JUDGEMENTS, LINEAGE, TABLES, TIMINGS
+from evometa.archives.genealogy import COLUMNS, Genealogy
+from evometa.archives.schema import FORMAT, JUDGEMENTS, LINEAGE, TABLES, TIMINGS, column, empty
 from evometa.errors import ConfigError, IntegrityError, NotFound, did_you_mean
 
 PART = re.compile(r"part-(\d{9,})-([0-9a-f]{16})\.parquet")
-THREADS = 2 * (os.cpu_count() or 1)
 
 
 class Part:
-    """One immutable file of an archive; `first` is its first generation (an opening, for judgements)."""
+    """One immutable file of an archive, `part-<first generation>-<start of its sha256>.parquet`."""
 
-    def __init__(self, path: Path) -> None:
-        match = PART.fullmatch(path.name)
-        if match is None:
-            raise IntegrityError(f"{path}: expected part-<generation>-<sha256>.parquet, got another name; not ours")
-        self.path = path
-        self.first = int(match[1])
-        self.digest = match[2]  # the first 16 hex digits of the file's sha256
+    def __init__(self, folder: Path, name: str, first: int, digest: str) -> None:
+        self.folder = folder
+        self.name = name
+        self.first = first  # its first generation (its opening, for judgements)
+        self.digest = digest  # the first 16 hex digits of the file's sha256
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self.folder / self.name
 
     def __repr__(self) -> str:
-        return f"Part({self.path.name})"
+        return f"Part({self.name})"
 
     @cached_property
     def rows(self) -> int:
@@ -67,11 +70,13 @@ class Part:
 
     def take(self, file: pq.ParquetFile, columns: Sequence[str] | None = None) -> pa.Table:
         """The table of a file that `open` gave, or some of its columns."""
-        schema = TABLES.get(self.path.parent.name, LINEAGE)
+        schema = TABLES.get(self.folder.name, LINEAGE)
         wanted = schema.names if columns is None else list(columns)
         have = set(file.schema_arrow.names)
+        # Threads pay for large parts only: with small ones, most of the time goes into opening them.
+        threads = file.metadata.num_rows > 1 << 17
         try:
-            table = file.read([name for name in wanted if name in have], use_threads=False)
+            table = file.read([name for name in wanted if name in have], use_threads=threads)
         except (pa.ArrowException, OSError) as error:
             raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
         # A part of a later minor version has more columns, one of an earlier has fewer: those read as null.
@@ -79,7 +84,7 @@ class Part:
         return table if table.column_names == wanted else pa.table(arrays, names=wanted)
 
     def _broken(self, what: str) -> IntegrityError:
-        return IntegrityError(f"{self.path}: {what}. Run: evometa archive check {self.path.parent.parent}")
+        return IntegrityError(f"{self.path}: {what}. Run: evometa archive check {self.folder.parent}")
 
 
 def list_parts(folder: Path) -> list[Part]:
@@ -88,7 +93,8 @@ def list_parts(folder: Path) -> list[Part]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    return sorted((Part(folder / name) for name in names if PART.fullmatch(name)), key=lambda p: (p.first, p.path.name))
+    matches = [match for match in map(PART.fullmatch, names) if match]
+    return sorted((Part(folder, m[0], int(m[1]), m[2]) for m in matches), key=lambda part: (part.first, part.name))
 
 
 class Archive:
@@ -106,6 +112,8 @@ class Archive:
             raise NotFound(f"no run at {self.path}.{hint}")
         _check_format(self.path / "run.json")
         self._tables: dict[tuple[str, tuple[str, ...]], pa.Table] = {}
+        self._known: list[str] = []  # names of the parts that the genealogy holds
+        self._genealogy: Genealogy | None = None
 
     def parts(self) -> list[Part]:
         """The lineage's parts, in order of generation."""
@@ -117,9 +125,9 @@ class Archive:
         _check_names(wanted)
         # The generation is always read: it is what shows an overlap.
         needed = wanted if "generation" in wanted else [*wanted, "generation"]
-        tables = list(self._no_overlap(self._read(self.parts(), needed)))
+        tables = list(self._no_overlap(part.read(needed) for part in self.parts()))
         schema = pa.schema([LINEAGE.field(name) for name in needed])
-        return (pa.concat_tables(tables) if tables else schema.empty_table()).select(wanted)
+        return (pa.concat_tables(tables) if tables else empty(schema)).select(wanted)
 
     def generations(self) -> int:
         """How many generations are stored: the number of the next one."""
@@ -128,25 +136,19 @@ class Archive:
 
     def row(self, generation: int, index: int) -> dict[str, Any]:
         """One candidate. Raises `NotFound`."""
-        for part in reversed([part for part in self.parts() if part.first <= generation]):
-            table = part.read()
-            hit = table.filter((pc.field("generation") == generation) & (pc.field("index") == index))
-            if len(hit):
-                return to_dicts(hit)[0]
-            break
-        raise NotFound(f"{self.path} has no candidate {generation}:{index}. Run: evometa archive ls {self.path}")
+        return self._rows(self.parts(), [(generation, index)])[0]
 
     def top(self, k: int = 10) -> list[dict[str, Any]]:
         """The k rows of lowest fitness, failures last; ties go to the earlier candidate."""
         small = self._cached(("generation", "index", "fitness"))
-        generation, index, fitness = (small[name].to_numpy() for name in small.column_names)
+        generation, index, fitness = (column(small, name) for name in small.column_names)
         fitness = np.where(np.isnan(fitness), np.inf, fitness)
         k = min(k, len(fitness))
         if k < 1:
             return []
         near = np.flatnonzero(fitness <= np.partition(fitness, k - 1)[k - 1])
         best = near[np.lexsort((index[near], generation[near], fitness[near]))][:k]
-        return [self.row(int(generation[i]), int(index[i])) for i in best]
+        return self._rows(self.parts(), [(int(generation[i]), int(index[i])) for i in best])
 
     def ancestry(self, generation: int, index: int, depth: int | None = None) -> dict[str, list[Any]]:
         """A candidate and its ancestors: `{"nodes": [...], "edges": [...]}`.
@@ -155,22 +157,13 @@ class Archive:
         `{"child": [generation, index], "parent": [generation, index]}`. `depth` limits how many steps
         back to go. Raises `NotFound`.
         """
-        table = self._cached(("generation", "index", "parents", "fitness", "operator"))
-        own = _keys(table["generation"].to_numpy(), table["index"].to_numpy())
-        lists = table["parents"].combine_chunks()
-        offsets = lists.offsets.to_numpy()
-        pairs = lists.flatten()
-        towards = _keys(pairs.field("generation").to_numpy(), pairs.field("index").to_numpy())
-        start = int(np.searchsorted(own, (generation << 32) + index))
-        if start == len(own) or own[start] != (generation << 32) + index:
+        names = [part.name for part in self.parts()]
+        if names != self._known:
+            self._known, self._genealogy = names, Genealogy(self._cached(COLUMNS))
+        row = self._genealogy.row(generation, index) if self._genealogy else None
+        if row is None or self._genealogy is None:
             raise NotFound(f"{self.path} has no candidate {generation}:{index}. Run: evometa archive ls {self.path}")
-        order, edges = _walk(own, offsets - offsets[0], towards, start, depth)
-        fitness, operator = table["fitness"].to_numpy()[order], table["operator"].take(pa.array(order)).to_pylist()
-        nodes = [
-            {"generation": int(key >> 32), "index": int(key & 0xFFFFFFFF), "fitness": float(f), "operator": o}
-            for key, f, o in zip(own[order], fitness, operator, strict=True)
-        ]
-        return {"nodes": nodes, "edges": [{"child": _pair(child), "parent": _pair(parent)} for child, parent in edges]}
+        return self._genealogy.ancestry(row, depth)
 
     def block(self, first: int) -> pa.Table:
         """The table of the part that starts at generation `first`. Raises `NotFound`."""
@@ -195,22 +188,32 @@ class Archive:
 
     def _whole(self, folder: str, schema: pa.Schema) -> pa.Table:
         tables = [part.read() for part in list_parts(self.path / folder)]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        return pa.concat_tables(tables) if tables else empty(schema)
 
-    def _read(self, parts: list[Part], columns: Sequence[str]) -> Iterator[pa.Table]:
-        if len(parts) < 2:
-            yield from (part.read(columns) for part in parts)
-            return
-        with ThreadPoolExecutor(THREADS) as pool:
-            yield from pool.map(lambda part: part.read(columns), parts)
+    def _rows(self, parts: list[Part], names: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Whole rows of candidates, each part read once."""
+        firsts = [part.first for part in parts]
+        tables: dict[int, pa.Table] = {}
+        found = []
+        for generation, index in names:
+            at = bisect_right(firsts, generation) - 1
+            if at not in tables:
+                tables[at] = parts[at].read() if at >= 0 else empty(LINEAGE)
+            table = tables[at]
+            hit = (column(table, "generation") == generation) & (column(table, "index") == index)
+            if not hit.any():
+                name = f"{generation}:{index}"
+                raise NotFound(f"{self.path} has no candidate {name}. Run: evometa archive ls {self.path}")
+            found += to_dicts(table.slice(int(np.argmax(hit)), 1))
+        return found
 
     def _no_overlap(self, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         # Parts do not overlap; where a damaged archive's do, rows must not double: the first part counts.
         following = 0
         for table in tables:
-            generation = table["generation"].to_numpy()
+            generation = column(table, "generation")
             if len(generation) and generation[0] < following:
-                table = table.filter(pa.array(generation >= following))
+                table = table.slice(int(np.searchsorted(generation, following)))
             if len(table):
                 following = int(generation[-1]) + 1
                 yield table
@@ -218,11 +221,11 @@ class Archive:
     def _cached(self, columns: tuple[str, ...]) -> pa.Table:
         """Some columns of all parts; parts never change, so only new ones are read when asked again."""
         parts = self.parts()
-        new = [part for part in parts if (part.path.name, columns) not in self._tables]
-        for part, table in zip(new, self._read(new, columns), strict=True):
-            self._tables[part.path.name, columns] = table
-        tables = list(self._no_overlap(iter([self._tables[part.path.name, columns] for part in parts])))
-        table = pa.concat_tables(tables) if tables else pa.schema([LINEAGE.field(n) for n in columns]).empty_table()
+        for part in parts:
+            if (part.name, columns) not in self._tables:
+                self._tables[part.name, columns] = part.read(columns)
+        tables = list(self._no_overlap(iter([self._tables[part.name, columns] for part in parts])))
+        table = pa.concat_tables(tables) if tables else empty(pa.schema([LINEAGE.field(n) for n in columns]))
         return table.combine_chunks()
 
 
@@ -243,38 +246,6 @@ def to_dicts(table: pa.Table) -> list[dict[str, Any]]:
     for row in rows:
         row.update({name: dict(row[name]) for name in maps if row[name] is not None})
     return rows
-
-
-def _keys(generation: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return (generation.astype(np.int64) << 32) + index
-
-
-def _pair(key: np.int64) -> list[int]:
-    return [int(key >> 32), int(key & 0xFFFFFFFF)]
-
-
-def _walk(
-    own: np.ndarray, offsets: np.ndarray, towards: np.ndarray, start: int, depth: int | None
-) -> tuple[np.ndarray, list[tuple[np.int64, np.int64]]]:
-    """Breadth first from `start`: rows in order of discovery, and (child, parent) keys."""
-    seen = np.zeros(len(own), bool)
-    seen[start] = True
-    frontier = np.array([start])
-    order, edges = [frontier], []
-    while len(frontier) and (depth is None or len(order) <= depth):
-        counts = offsets[frontier + 1] - offsets[frontier]
-        total = int(counts.sum())
-        if not total:
-            break
-        flat = np.arange(total) + np.repeat(offsets[frontier] - np.cumsum(counts) + counts, counts)
-        parents = towards[flat]
-        edges.append(np.stack([np.repeat(own[frontier], counts), parents], 1))
-        rows = np.unique(np.searchsorted(own, parents))
-        rows = rows[rows < len(own)]
-        frontier = rows[~seen[rows]]
-        seen[frontier] = True
-        order.append(frontier)
-    return np.concatenate(order), [(a, b) for a, b in np.concatenate(edges)] if edges else []
 
 
 def _check_format(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evometa.archives.schema import JUDGEMENTS, LINEAGE, NUMBERS, PARENT, SCORE, TIMINGS, WORDS
+from evometa.archives.schema import JUDGEMENTS, LINEAGE, NUMBERS, PARENT, SCORE, TIMINGS, WORDS, arrow, column, numbers
 from evometa.errors import IntegrityError
 from evometa.space import Space
 from evometa.types import Block, Cell, Failure, Scores
@@ -56,7 +56,7 @@ def lineage_table(
         "generation": np.repeat(np.arange(block.first, block.first + generations, dtype=np.int32), population),
         "index": np.tile(np.arange(population, dtype=np.int32), generations),
         "parents": known_parents,
-        "operator": pa.array(operators, pa.string()).take(pa.array(np.minimum(counts, 2))),
+        "operator": pa.array(operators, pa.string()).take(arrow(np.minimum(counts, 2))),
         "genome": _lists(genomes, "genome"),
         "params": params,
         "choices": choices,
@@ -64,7 +64,7 @@ def lineage_table(
         "objectives": _lists(fitness, "objectives"),
         "descriptor": _lists(descriptor, "descriptor"),
         "support_loss": _nulls(metrics["support_loss"]) if "support_loss" in metrics else None,
-        "failure": pa.array(FAILURES).take(pa.array(np.asarray(scores.failure).reshape(n))),
+        "failure": pa.array(FAILURES, pa.string()).take(arrow(np.asarray(scores.failure, np.int8).reshape(n))),
         "message": _messages(block, population, n),
         "phase": _same("search", n),
         "level": np.zeros(n, np.int32),
@@ -110,10 +110,10 @@ def block_from_table(
         evaluated=evaluated.reshape(*shape, -1),
         fitness=_rectangle(table, "objectives", objectives).astype(np.float32).reshape(*shape, objectives),
         descriptor=described.reshape(*shape, described.shape[1]),
-        failure=codes[names.indices.to_numpy(zero_copy_only=False)].reshape(shape),
+        failure=codes[numbers(names.indices)].reshape(shape),
         metrics={},
     )
-    said = table["message"].is_valid().to_numpy().nonzero()[0]
+    said = numbers(table["message"].combine_chunks().is_valid()).nonzero()[0]
     messages = {(int(generation[i]), int(index[i])): table["message"][int(i)].as_py() for i in said}
     genomes = _rectangle(table, "genome", space_dimension).reshape(*shape, space_dimension)
     return Block(first, genomes, _parent_slots(table, n, parent_slots).reshape(*shape, -1, 2), scores, messages)
@@ -141,11 +141,6 @@ def timings_table(
     return _from_mappings([row], TIMINGS)
 
 
-def column(table: pa.Table, name: str) -> np.ndarray:
-    """A column without nulls as a NumPy array."""
-    return table[name].to_numpy()
-
-
 # --- arrays to columns ----------------------------------------------------------------------------
 
 
@@ -156,7 +151,7 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema, n: int) -> pa.Table:
         if value is None:
             arrays.append(pa.nulls(n, field.type))
         else:
-            arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
+            arrays.append(value if isinstance(value, pa.Array) else arrow(value))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -175,43 +170,43 @@ def _from_mappings(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.T
 
 
 def _same(text: str, n: int) -> pa.Array:
-    return pa.array([text], pa.string()).take(pa.array(np.zeros(n, np.int32)))
+    return pa.array([text], pa.string()).take(arrow(np.zeros(n, np.int32)))
 
 
 def _offsets(n: int, width: int) -> pa.Array:
-    return pa.array(np.arange(0, (n + 1) * width, width, dtype=np.int32) if width else np.zeros(n + 1, np.int32))
+    return arrow(np.arange(n + 1, dtype=np.int32) * np.int32(width))
 
 
 def _lists(rows: np.ndarray, name: str) -> pa.Array:
     of = LINEAGE.field(name).type
-    return pa.ListArray.from_arrays(_offsets(*rows.shape), pa.array(rows.ravel(), of.value_type), type=of)
+    return pa.ListArray.from_arrays(_offsets(*rows.shape), arrow(rows.ravel()), type=of)
 
 
 def _nulls(values: np.ndarray) -> pa.Array:
-    return pa.array(values, pa.float64(), mask=np.isnan(values))
+    return arrow(values, np.isnan(values))
 
 
 def _map(names: Sequence[str], values: np.ndarray, of: pa.DataType) -> pa.Array:
     n = len(values)
-    keys = pa.array(names, pa.string()).take(pa.array(np.tile(np.arange(len(names), dtype=np.int32), n)))
+    keys = pa.array(names, pa.string()).take(arrow(np.tile(np.arange(len(names), dtype=np.int32), n)))
     return pa.MapArray.from_arrays(_offsets(n, len(names)), keys, _nulls(values.ravel()), type=of)
 
 
 def _decoded(space: Space, genomes: np.ndarray) -> tuple[pa.Array, pa.Array]:
     with np.errstate(all="ignore"):  # a genome that is no number decodes to none; its fitness says why
-        numbers, choices = space.values(genomes)
+        reals, choices = space.values(genomes)
     n = len(genomes)
-    values = np.stack(list(numbers.values()), 1) if numbers else np.zeros((n, 0))
+    values = np.stack(list(reals.values()), 1) if reals else np.zeros((n, 0))
     columns = {column.name: column for column in space.columns}
     words: list[str] = []
     codes = np.zeros((n, len(choices)), np.int64)
     for i, (name, index) in enumerate(choices.items()):
         codes[:, i] = index + len(words)
         words += [str(choice) for choice in columns[name].choices]
-    keys = pa.array(list(choices), pa.string()).take(pa.array(np.tile(np.arange(len(choices)), n)))
-    texts = pa.array(words, pa.string()).take(pa.array(codes.ravel()))
+    keys = pa.array(list(choices), pa.string()).take(arrow(np.tile(np.arange(len(choices)), n)))
+    texts = pa.array(words, pa.string()).take(arrow(codes.ravel()))
     made = pa.MapArray.from_arrays(_offsets(n, len(choices)), keys, texts, type=WORDS)
-    return _map(list(numbers), values, NUMBERS), made
+    return _map(list(reals), values, NUMBERS), made
 
 
 def _parents(parents: np.ndarray) -> tuple[np.ndarray, pa.Array]:
@@ -219,15 +214,15 @@ def _parents(parents: np.ndarray) -> tuple[np.ndarray, pa.Array]:
     counts = known.sum(1)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
     pairs = parents[known]
-    made = pa.StructArray.from_arrays([pa.array(pairs[:, 0]), pa.array(pairs[:, 1])], fields=list(PARENT))
-    return counts, pa.ListArray.from_arrays(pa.array(offsets), made, type=LINEAGE.field("parents").type)
+    made = pa.StructArray.from_arrays([arrow(pairs[:, 0]), arrow(pairs[:, 1])], fields=list(PARENT))
+    return counts, pa.ListArray.from_arrays(arrow(offsets), made, type=LINEAGE.field("parents").type)
 
 
 def _scores(loss: np.ndarray, evaluated: np.ndarray, cells: Sequence[Cell]) -> pa.Array:
     n, width = loss.shape
-    tile = pa.array(np.tile(np.arange(width, dtype=np.int32), n))
+    tile = arrow(np.tile(np.arange(width, dtype=np.int32), n))
     arrays = [pa.array([getattr(cell, f.name) for cell in cells], f.type).take(tile) for f in list(SCORE)[:4]]
-    arrays.append(pa.array(loss.ravel(), pa.float32(), mask=~evaluated.ravel()))
+    arrays.append(arrow(loss.ravel(), ~evaluated.ravel()))
     made = pa.StructArray.from_arrays(arrays, fields=list(SCORE))
     return pa.ListArray.from_arrays(_offsets(n, width), made, type=LINEAGE.field("scores").type)
 
@@ -243,7 +238,7 @@ def _steps(values: Any, evaluated: np.ndarray) -> pa.Array | None:
         return None
     total = np.where(evaluated, np.asarray(values, np.float64).reshape(evaluated.shape), 0.0).sum(1)
     bad = ~np.isfinite(total)
-    return pa.array(np.where(bad, 0, np.rint(total)).astype(np.int64), mask=bad)
+    return arrow(np.where(bad, 0, np.rint(total)).astype(np.int64), bad)
 
 
 def _messages(block: Block, population: int, n: int) -> pa.Array:
@@ -260,21 +255,21 @@ def _messages(block: Block, population: int, n: int) -> pa.Array:
 
 def _rectangle(table: pa.Table, name: str, width: int | None) -> Any:
     lists = table[name].combine_chunks()
-    lengths = np.diff(lists.offsets.to_numpy())
+    lengths = np.diff(numbers(lists.offsets))
     width = (int(lengths[0]) if len(lengths) else 0) if width is None else width
     if np.any(lengths != width) or lists.null_count:
         raise IntegrityError(
             f"lineage: expected {width} numbers in every {name}, got {sorted(set(lengths.tolist()))[:4]}."
             " Was the run made with another space, strategy or task?"
         )
-    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), width)
+    return numbers(lists.flatten()).reshape(len(lists), width)
 
 
 def _losses(table: pa.Table, cells: Sequence[Cell], n: int) -> tuple[Any, Any]:
     lists = table["scores"].combine_chunks()
     flat = lists.flatten()
-    wrong = np.any(np.diff(lists.offsets.to_numpy()) != len(cells))
-    tile = pa.array(np.tile(np.arange(len(cells), dtype=np.int32), n))
+    wrong = np.any(np.diff(numbers(lists.offsets)) != len(cells))
+    tile = arrow(np.tile(np.arange(len(cells), dtype=np.int32), n))
     for f in list(SCORE)[:4]:
         if wrong:
             break
@@ -286,21 +281,20 @@ def _losses(table: pa.Table, cells: Sequence[Cell], n: int) -> tuple[Any, Any]:
             " Was the run made with other domains, queries or replicates?"
         )
     loss = flat.field("loss")
-    evaluated = loss.is_valid().to_numpy(zero_copy_only=False)
-    numbers = np.full(len(loss), np.nan, np.float32)
-    numbers[evaluated] = loss.drop_null().to_numpy(zero_copy_only=False)
-    return numbers.reshape(n, len(cells)), evaluated.reshape(n, len(cells))
+    evaluated = numbers(loss.is_valid())
+    values = np.where(evaluated, numbers(loss), np.float32(np.nan))
+    return values.reshape(n, len(cells)), evaluated.reshape(n, len(cells))
 
 
 def _parent_slots(table: pa.Table, n: int, slots: int) -> np.ndarray:
     lists = table["parents"].combine_chunks()
-    offsets = lists.offsets.to_numpy()
+    offsets = numbers(lists.offsets)
     counts = np.diff(offsets)
     slots = max(slots, int(counts.max(initial=0)))
     flat = lists.flatten()
     parents = np.full((n, slots, 2), -1, np.int32)
     row = np.repeat(np.arange(n), counts)
     slot = np.arange(len(flat)) - np.repeat(offsets[:-1] - offsets[0], counts)
-    parents[row, slot, 0] = flat.field("generation").to_numpy()
-    parents[row, slot, 1] = flat.field("index").to_numpy()
+    parents[row, slot, 0] = numbers(flat.field("generation"))
+    parents[row, slot, 1] = numbers(flat.field("index"))
     return parents

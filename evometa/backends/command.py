@@ -34,17 +34,17 @@ def run_cell(
         learned = Path(folder) / "learned"
         learned.mkdir()
         request = {"candidate": candidate, "key": fit_key, "support": domain.support, "learned": str(learned)}
-        _call("fit", task.fit, request, deadline, limit)
+        call("fit", task.fit, request, deadline, limit)
         judged: dict[str, Any] = {}
         for query, data in domain.queries.items():
-            answer = _call(
+            answer = call(
                 "judge", task.judge, {"key": judge_keys[query], "learned": str(learned), "query": data}, deadline, limit
             )
             judged[query] = _last_line(answer, query)
         return judged
 
 
-def _call(
+def call(
     role: str, command: Sequence[str], request: Mapping[str, Any], deadline: float | None, limit: float | None
 ) -> str:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -140,7 +140,11 @@ def _wrong(values: Any, task: Task) -> tuple[Failure, str]:
             value = value.item()
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
             return Failure.ERROR, f"{name!r} expected a real number, got {type(value).__name__} {value!r}"
-        if not math.isfinite(value) or abs(value) > _FLOAT32_MAX:
+        try:
+            number = float(value)
+        except OverflowError:  # a Python int beyond float64
+            return Failure.NONFINITE, f"{name!r} expected a finite float32, got a whole number too large for it"
+        if not math.isfinite(number) or abs(number) > _FLOAT32_MAX:
             return Failure.NONFINITE, f"{name!r} expected a finite float32, got {value!r}"
     return Failure.OK, ""
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from evometa.contract import Task
 from evometa.errors import ConfigError, EvometaError
@@ -64,6 +64,9 @@ class CompiledCells:
         padded = -(-population // slab) * slab
         # Filler candidates repeat the last one: they cost time, never a number.
         genomes = jnp.concatenate([genomes, jnp.repeat(genomes[-1:], padded - population, axis=0)])
+        # Whole on every device: left alone, the compiler would spread what computes them (ask) over the
+        # devices too, and their bits would follow the number of devices.
+        genomes = jax.lax.with_sharding_constraint(genomes, NamedSharding(self._mesh, PartitionSpec()))
 
         def on_device(part: Any, keys: Any, data: Data) -> Any:
             chunks = part.reshape(-1, self.plan.chunk, part.shape[-1])

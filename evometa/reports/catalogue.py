@@ -85,7 +85,12 @@ def task_text(data: Mapping[str, Any]) -> str:
     if data["options"]:
         facts["options"] = ", ".join(f"{key}={value!r}" for key, value in data["options"].items())
     columns = [f"{c['name']}  {c['range']}" for c in _aligned(data["space"])]
-    blocks = [_title(data["task"], data["what"]), _facts(facts), "searched (baseline):", textwrap.indent("\n".join(columns), "  ")]
+    blocks = [
+        _title(data["task"], data["what"]),
+        _facts(facts),
+        "searched (baseline):",
+        textwrap.indent("\n".join(columns), "  "),
+    ]
     if data["profiles"]:
         lines = {name: _settings(profile) for name, profile in data["profiles"].items()}
         blocks += ["profiles:", textwrap.indent(_facts(lines), "  ")]
@@ -114,8 +119,8 @@ def strategies_table(rows: Rows) -> str:
         for row in rows
     ]
     return (
-        f"{_list(shown, 'strategy')}\n\n* searches categorical columns too. More on one: evometa strategies cma_es."
-        " Your own: evometa new strategy NAME"
+        f"{_list(shown, 'strategy')}\n\n* searches categorical columns too.\n"
+        "More on one: evometa strategies cma_es. Your own: evometa new strategy NAME"
     )
 
 
@@ -152,7 +157,14 @@ def strategy_text(data: Mapping[str, Any]) -> str:
         if data["objectives"] > 1:
             facts["objectives"] = f"up to {data['objectives']}"
     facts["options"] = ", ".join(f"{key}={value!r}" for key, value in data["defaults"].items()) or "none"
-    example = next((f" --set strategy_options.{key}={value}" for key, value in data["defaults"].items() if key != "population" and value is not None), "")
+    example = next(
+        (
+            f" --set strategy_options.{key}={value}"
+            for key, value in data["defaults"].items()
+            if key != "population" and value is not None
+        ),
+        "",
+    )
     return f"{_title(data['name'], data['summary'])}\n{_facts(facts)}\nRun it: evometa run ladder --strategy {data['name']}{example}"
 
 
@@ -248,7 +260,10 @@ def _aligned(space: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     rows = list(space)
     width = max(len(row["name"]) for row in rows)
     return [
-        {"name": row["name"].ljust(width), "range": row["range"] + ("" if row["baseline"] is None else f"  ({_short(row['baseline'])})")}
+        {
+            "name": row["name"].ljust(width),
+            "range": row["range"] + ("" if row["baseline"] is None else f"  ({_short(row['baseline'])})"),
+        }
         for row in rows
     ]
 

@@ -42,7 +42,8 @@ _OWN = {
         "Sobol 1967; Owen 1998; scipy", EVERY, minimum=1, traceable=False,
     ),
     "genetic": Entry(
-        "evometa.strategies.genetic:genetic", "Own genetic search: re-judged elites, self-adapted mutation, all columns.",
+        "evometa.strategies.genetic:genetic",
+        "Own genetic search: re-judged elites, self-adapted mutation, all columns.",
         "Schwefel 1995; Muhlenbein & Schlierkamp-Voosen 1993", EVERY,
         {"sigma": 0.2, "parents": 0.2, "elites": 1, "crossover": 0.7, "rate": None, "smallest": 1e-4},
         minimum=4, parents="true parents (one or two)",
@@ -50,13 +51,13 @@ _OWN = {
     "tpe": Entry(
         "evometa.strategies.optuna_adapter:tpe", "Tree-structured Parzen estimator; strong where evaluations are few.",
         "Bergstra et al. 2011; Optuna", EVERY,
-        {"n_startup_trials": 10, "n_ei_candidates": 24, "multivariate": True, "prior_weight": 1.0},
+        {"n_startup_trials": 10, "n_ei_candidates": 24, "multivariate": True},
         minimum=1, parents="the 8 best so far", traceable=False,
     ),
     "nsga2": Entry(
         "evometa.strategies.optuna_adapter:nsga2", "NSGA-II: a population along the trade-off of several objectives.",
         "Deb et al. 2002; Optuna", EVERY,
-        {"objectives": 2, "crossover_prob": 0.9, "mutation_prob": None, "eta": 20.0},
+        {"objectives": 2, "crossover_prob": 0.9, "mutation_prob": None, "eta": 5.0},
         minimum=4, parents="the pool it may have bred from (16 best survivors)", traceable=False, objectives=2,
     ),
 }  # fmt: skip

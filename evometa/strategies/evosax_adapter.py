@@ -13,7 +13,9 @@ evosax: Lange 2022, arXiv 2212.04180. Three rules make one adapter fit all:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,11 +65,11 @@ def adapt(name: str, space: Space, population: int = 32, **hyperparameters: Any)
     parts.check_range(name, sigma=(sigma, 1e-6, 1e3))
     algorithm, params = _build(name, method, space, population, given)
     build = _distribution if method.family == "distribution" else _population
-    init, ask, tell, recommend = build(algorithm, params, method, space, population, float(sigma))
-    operators = ("initial", method.family, method.family) if method.family == "distribution" else ("initial", "pool", "pool")
+    init, ask, tell, recommend = build(algorithm, params, method, space, float(sigma))
+    made = "distribution" if method.family == "distribution" else "pool"
     return Strategy(
         name, population, init, ask, tell, recommend,
-        traceable=method.traceable, searches=NUMBERS, operators=operators,
+        traceable=method.traceable, searches=NUMBERS, operators=("initial", made, made),
     )  # fmt: skip
 
 
@@ -84,9 +86,8 @@ def _build(name: str, method: Method, space: Space, population: int, given: dict
     if "std" in given:
         # A floor of 1 % of the first spread: an extended run must be able to go on searching.
         std, decay = given.pop("std"), given.pop("decay", 1.0)
-        build["std_schedule"] = (
-            optax.constant_schedule(std) if decay == 1.0 else optax.exponential_decay(std, 1, decay, end_value=0.01 * std)
-        )
+        shrinking = optax.exponential_decay(std, 1, decay, end_value=0.01 * std)
+        build["std_schedule"] = optax.constant_schedule(std) if decay == 1.0 else shrinking
     if method.optimizer:
         rate = given.pop("learning_rate")
         velocity = {"max_velocity": given.pop("max_velocity")} if method.optimizer == "clipup" else {}
@@ -112,36 +113,48 @@ def _told(method: Method, key: Any, scores: Scores) -> tuple[Array, Array, Array
     return (parts.ranks(key, fitness) if method.ranked else fitness), ok, any_ok
 
 
+@contextlib.contextmanager
+def _library() -> Iterator[None]:
+    """Inside evosax: it broadcasts `[D]` against `[P, D]` and calls deprecated functions, users may forbid both."""
+    with jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
 Functions = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 
-def _distribution(algorithm: Any, params: Any, method: Method, space: Space, population: int, sigma: float) -> Functions:
+def _distribution(algorithm: Any, params: Any, method: Method, space: Space, sigma: float) -> Functions:
     center = jnp.asarray(space.center)
+    population = algorithm.population_size
     recover = RECOVER.get(method.algorithm, lambda library, rows: library)
     kept = KEEP.get(method.algorithm, ())
 
     def init(key: Any, prior: Prior | None = None) -> State:
         start = parts.start_of(space, prior)
-        library = parts.arrays(algorithm.init(key, (start - center) / sigma, params))
+        with _library():
+            library = parts.arrays(algorithm.init(key, (start - center) / sigma, params))
         ids = jnp.full((min(population, parts.ELITES), 2), -1, jnp.int32)
         return State(library, jnp.int32(0), jnp.bool_(False), start, ids, ())
 
     def ask(key: Any, state: State) -> tuple[Genomes, Parents, State]:
-        wide, library = algorithm.ask(key, state.library, params)
+        with _library():
+            wide, library = algorithm.ask(key, state.library, params)
         library = library.replace(**{field: getattr(state.library, field) for field in kept})
         library = parts.keep_if(parts.still_finite(library, state.library), library, state.library)
-        genomes = space.project(jnp.nan_to_num(center + sigma * wide))
+        genomes = space.project(jnp.nan_to_num(center[None] + sigma * wide))
         parents = parts.shared_parents(state.ids, population)
         return genomes, parents, state._replace(library=library, generation=state.generation + 1)
 
     def tell(key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
         rank_key, key = jax.random.split(key)
         fitness, ok, any_ok = _told(method, rank_key, scores)
-        rows, told = (genomes - center) / sigma, fitness
+        rows, told = (genomes - center[None]) / sigma, fitness
         if method.sort:
             order = jnp.argsort(told)
             rows, told = rows[order], told[order]
-        library, _ = algorithm.tell(key, rows, told, recover(state.library, rows), params)
+        with _library():
+            library, _ = algorithm.tell(key, rows, told, recover(state.library, rows), params)
         mean = center + sigma * library.mean
         mean = jnp.where(space.bounded, jnp.clip(mean, 0.0, 1.0), mean)
         library = parts.arrays(library.replace(mean=(mean - center) / sigma))
@@ -156,8 +169,9 @@ def _distribution(algorithm: Any, params: Any, method: Method, space: Space, pop
     return init, ask, tell, recommend
 
 
-def _population(algorithm: Any, params: Any, method: Method, space: Space, population: int, sigma: float) -> Functions:
+def _population(algorithm: Any, params: Any, method: Method, space: Space, sigma: float) -> Functions:
     center = jnp.asarray(space.center)
+    population = algorithm.population_size
     # A swarm breeds from the best places its particles saw, not from where they are.
     fields = ("population_best", "fitness_best") if method.algorithm == "PSO" else ("population", "fitness")
 
@@ -166,19 +180,21 @@ def _population(algorithm: Any, params: Any, method: Method, space: Space, popul
 
     def init(key: Any, prior: Prior | None = None) -> State:
         start = parts.start_of(space, prior)
-        rows = jnp.broadcast_to((start - center) / sigma, (population, space.dimension))
-        library = parts.arrays(algorithm.init(key, rows, jnp.zeros(population), params))
+        rows = jnp.broadcast_to(((start - center) / sigma)[None], (population, space.dimension))
+        with _library():
+            library = parts.arrays(algorithm.init(key, rows, jnp.zeros(population), params))
         held = members(library)
         ids = jnp.full((held[1].shape[0], 2), -1, jnp.int32)
         return State(library, jnp.int32(0), jnp.bool_(False), start, ids, held)
 
     def ask(key: Any, state: State) -> tuple[Genomes, Parents, State]:
         sample_key, key = jax.random.split(key)
-        wide, library = algorithm.ask(key, state.library, params)
+        with _library():
+            wide, library = algorithm.ask(key, state.library, params)
         ok = state.told & parts.still_finite(library, state.library)
         library = parts.keep_if(ok, library, state.library)
         fresh = space.sample(sample_key, population).at[0].set(state.start)
-        genomes = space.project(jnp.nan_to_num(jnp.where(state.told, center + sigma * wide, fresh)))
+        genomes = space.project(jnp.nan_to_num(jnp.where(state.told, center[None] + sigma * wide, fresh)))
         pool = parts.pool_ids(state.ids, state.held[1])
         parents = jnp.where(state.told, parts.shared_parents(pool, population), -1)
         return genomes, parents, state._replace(library=library, generation=state.generation + 1)
@@ -186,9 +202,10 @@ def _population(algorithm: Any, params: Any, method: Method, space: Space, popul
     def tell(key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
         rank_key, init_key, key = jax.random.split(key, 3)
         fitness, _, any_ok = _told(method, rank_key, scores)
-        rows = (genomes - center) / sigma
-        first = algorithm.init(init_key, rows, fitness, params)
-        later, _ = algorithm.tell(key, rows, fitness, state.library, params)
+        rows = (genomes - center[None]) / sigma
+        with _library():
+            first = algorithm.init(init_key, rows, fitness, params)
+            later, _ = algorithm.tell(key, rows, fitness, state.library, params)
         library = parts.keep_if(state.told, later, parts.keep_if(jnp.bool_(True), first, state.library))
         ok = any_ok & parts.still_finite(library, state.library)
         # GESMR drops members in `ask`: where nothing is told they must come back.
@@ -199,7 +216,7 @@ def _population(algorithm: Any, params: Any, method: Method, space: Space, popul
         return state._replace(library=library, told=state.told | ok, ids=ids, held=members(library))
 
     def recommend(state: State) -> Genome:
-        best = parts.likely_best(*state.held, jnp.isfinite(state.held[1]))
+        best = parts.likely_best(state.held[0], state.held[1], jnp.isfinite(state.held[1]))
         return jnp.where(state.told, space.project(center + sigma * best), state.start)
 
     return init, ask, tell, recommend
@@ -216,5 +233,5 @@ def _slot_ids(members: tuple[Array, Array], state: State, rows: Genomes, fitness
     few = min(8, rows.shape[1])
     known = jnp.concatenate([rows, state.held[0]])[:, :few]
     scores = jnp.concatenate([fitness, state.held[1]])
-    same = (members[1][:, None] == scores[None, :]) & jnp.all(members[0][:, None, :few] == known[None], axis=-1)
+    same = (members[1][:, None] == scores[None]) & jnp.all(members[0][:, None, :few] == known[None], axis=-1)
     return jnp.where(jnp.any(same, axis=1)[:, None], ids[jnp.argmax(same, axis=1)], -1)

@@ -37,7 +37,6 @@ def _guided_es(state: Any, rows: Genomes) -> Any:
     return state.replace(z=rows - state.mean)
 
 
-
 RECOVER: dict[str, Callable[[Any, Genomes], Any]] = {
     "xNES": _xnes,
     "MA_ES": _ma_es,

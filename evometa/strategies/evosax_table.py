@@ -44,7 +44,8 @@ def _population(algorithm: str, summary: str, source: str, **fields: Any) -> Met
 METHODS: dict[str, Method] = {
     # --- covariance and natural-gradient methods ---
     "cma_es": _distribution(
-        "CMA_ES", "Covariance matrix adaptation; the default for up to a few hundred numbers.", "Hansen 2016, arXiv 1604.00772",
+        "CMA_ES", "Covariance matrix adaptation; the default for up to a few hundred numbers.",
+        "Hansen 2016, arXiv 1604.00772",
         defaults={"std_min": 1e-5, "std_max": 1e3},
     ),
     "sep_cma_es": _distribution(
@@ -61,7 +62,8 @@ METHODS: dict[str, Method] = {
         defaults={"std_min": 1e-3, "std_max": 1e3, "c_std": 0.02},
     ),
     "cr_fm_nes": _distribution(
-        "CR_FM_NES", "Cost-reduced fast-moving natural evolution strategy, linear cost.", "Nomura & Ono 2022, arXiv 2201.11422",
+        "CR_FM_NES", "Cost-reduced fast-moving natural evolution strategy, linear cost.",
+        "Nomura & Ono 2022, arXiv 2201.11422",
         even=True,
     ),
     "snes": _distribution(
@@ -73,7 +75,8 @@ METHODS: dict[str, Method] = {
         optimizer="sgd", defaults={"learning_rate": 1.0},
     ),
     "iamalgam": _distribution(
-        "iAMaLGaM_Full", "Incremental Gaussian model with anticipated mean shift, full covariance.", "Bosman et al. 2013",
+        "iAMaLGaM_Full", "Incremental Gaussian model with anticipated mean shift, full covariance.",
+        "Bosman et al. 2013",
         defaults={"std": 0.01}, ranked=False,
     ),
     "iamalgam_univariate": _distribution(
@@ -82,15 +85,19 @@ METHODS: dict[str, Method] = {
     ),
     # --- gradient-like strategies ---
     "open_es": _distribution(
-        "Open_ES", "OpenAI's evolution strategy: mirrored samples, centered ranks, Adam.", "Salimans et al. 2017, arXiv 1703.03864",
+        "Open_ES", "OpenAI's evolution strategy: mirrored samples, centered ranks, Adam.",
+        "Salimans et al. 2017, arXiv 1703.03864",
         optimizer="adam", defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99}, even=True,
     ),
     "pgpe": _distribution(
-        "PGPE", "Policy gradients with parameter-based exploration, ClipUp steps.", "Sehnke et al. 2010; Toklu et al. 2020",
-        optimizer="clipup", defaults={"learning_rate": 0.2, "max_velocity": 0.4, "std_lr": 0.1, "std_max_change": 0.2}, even=True,
+        "PGPE", "Policy gradients with parameter-based exploration, ClipUp steps.",
+        "Sehnke et al. 2010; Toklu et al. 2020",
+        optimizer="clipup",
+        defaults={"learning_rate": 0.2, "max_velocity": 0.4, "std_lr": 0.1, "std_max_change": 0.2}, even=True,
     ),
     "ars": _distribution(
-        "ARS", "Augmented random search: the better half of mirrored directions.", "Mania et al. 2018, arXiv 1803.07055",
+        "ARS", "Augmented random search: the better half of mirrored directions.",
+        "Mania et al. 2018, arXiv 1803.07055",
         optimizer="adam", defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99}, even=True,
     ),
     "asebo": _distribution(
@@ -98,19 +105,23 @@ METHODS: dict[str, Method] = {
         optimizer="adam", defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99, "subspace_dims": 1}, even=True,
     ),
     "guided_es": _distribution(
-        "GuidedES", "Guided evolution strategy; without surrogate gradients, mirrored sampling.", "Maheswaranathan et al. 2018, arXiv 1806.10230",
-        optimizer="adam", defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99, "alpha": 0.5, "beta": 1.0}, even=True,
+        "GuidedES", "Guided evolution strategy; without surrogate gradients, mirrored sampling.",
+        "Maheswaranathan et al. 2018, arXiv 1806.10230",
+        optimizer="adam",
+        defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99, "alpha": 0.5, "beta": 1.0}, even=True,
     ),
     "esmc": _distribution(
         "ESMC", "Evolution strategy with meta-loss clipping.", "Merchant et al. 2021, arXiv 2107.09661",
         optimizer="adam", defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99}, even=True,
     ),
     "persistent_es": _distribution(
-        "PersistentES", "Persistent evolution strategy; with T = K it is mirrored ES.", "Vicol et al. 2021, arXiv 2112.13835",
+        "PersistentES", "Persistent evolution strategy; with T = K it is mirrored ES.",
+        "Vicol et al. 2021, arXiv 2112.13835",
         optimizer="adam", defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99, "T": 1, "K": 1}, even=True,
     ),
     "noise_reuse_es": _distribution(
-        "NoiseReuseES", "Noise-reuse evolution strategy; with T = K it is mirrored ES.", "Li et al. 2023, arXiv 2304.12180",
+        "NoiseReuseES", "Noise-reuse evolution strategy; with T = K it is mirrored ES.",
+        "Li et al. 2023, arXiv 2304.12180",
         optimizer="adam", defaults={"learning_rate": 0.2, "std": 1.0, "decay": 0.99, "T": 1, "K": 1}, even=True,
     ),
     "simple_es": _distribution(
@@ -123,7 +134,8 @@ METHODS: dict[str, Method] = {
         optimizer="sgd", defaults={"learning_rate": 1.0, "lr_std": 0.1},
     ),
     "les": _distribution(
-        "LES", "Learned evolution strategy (attention over ranks), bundled weights.", "Lange et al. 2023, arXiv 2211.11260",
+        "LES", "Learned evolution strategy (attention over ranks), bundled weights.",
+        "Lange et al. 2023, arXiv 2211.11260",
         traceable=False,  # two devices and one differ in the last bit
     ),
     "cma_anchored_les": _distribution(
@@ -146,15 +158,15 @@ METHODS: dict[str, Method] = {
     ),
     "simulated_annealing": _distribution(
         "SimulatedAnnealing", "Metropolis acceptance of the generation's best.", "Rere et al. 2015",
-        defaults={"std": 1.0, "decay": 0.97, "temperature_init": 1.0, "temperature_limit": 0.1, "temperature_decay": 0.999,
-                  "boltzmann_constant": 5.0},
+        defaults={"std": 1.0, "decay": 0.97, "temperature_init": 1.0, "temperature_limit": 0.1,
+                  "temperature_decay": 0.999, "boltzmann_constant": 5.0},
         ranked=False, minimum=1,
     ),
     # --- populations ---
     "differential_evolution": _population(
         "DifferentialEvolution", "DE/best/1/bin (elitism=False: DE/rand/1/bin).", "Storn & Price 1997",
-        defaults={"elitism": False, "crossover_rate": 0.9, "differential_weight_min": 0.5, "differential_weight_max": 0.8,
-                  "num_diff": 1},
+        defaults={"elitism": False, "crossover_rate": 0.9, "differential_weight_min": 0.5,
+                  "differential_weight_max": 0.8, "num_diff": 1},
     ),
     "pso": _population(
         "PSO", "Particle swarm.", "Kennedy & Eberhart 1995",
@@ -185,8 +197,8 @@ METHODS: dict[str, Method] = {
 LEFT_OUT: dict[str, str] = {
     "DiffusionEvolution": "its noise schedule needs the number of generations beforehand (a run here can always be"
     " extended), and it did not clearly beat random search at equal evaluations",
-    "LM_MA_ES": "NaN wherever the population exceeds twice the number of dimensions (its path rate is their ratio, under a"
-    " square root; evosax issue 55), and its update pairs sorted weights with unsorted samples",
+    "LM_MA_ES": "NaN wherever the population exceeds twice the number of dimensions (its path rate is their ratio,"
+    " under a square root; evosax issue 55), and its update pairs sorted weights with unsorted samples",
     "RandomSearch": "random_search is our own, so that it samples weights and bins as the space says",
     "SV_CMA_ES": "several populations at once under another signature (num_populations)",
     "SV_Open_ES": "several populations at once under another signature (num_populations)",

@@ -60,7 +60,7 @@ def genetic(space: Space, population: int = 32, **hyperparameters: Any) -> Strat
 
     def init(key: Any, prior: Prior | None = None) -> State:
         del key
-        genomes = jnp.broadcast_to(parts.start_of(space, prior), (population, space.dimension))
+        genomes = jnp.broadcast_to(parts.start_of(space, prior)[None], (population, space.dimension))
         steps = jnp.full((population,), given["sigma"], jnp.float32)
         return State(
             jnp.int32(0), jnp.bool_(False), genomes, jnp.zeros((population,), jnp.float32),
@@ -73,7 +73,8 @@ def genetic(space: Space, population: int = 32, **hyperparameters: Any) -> Strat
         alive = jnp.sum(state.ok)
         # Failed rows never breed, even where they are among the first `breeders`.
         limit = jnp.clip(alive, 1, breeders)
-        first = jnp.where(rows < elites, jnp.minimum(rows, limit - 1), jax.random.randint(pick_key, (population,), 0, limit))
+        drawn = jax.random.randint(pick_key, (population,), 0, limit)
+        first = jnp.where(rows < elites, jnp.minimum(rows, limit - 1), drawn)
         coin_key, mate_key = jax.random.split(pair_key)
         # The mate is any other breeder: an offset of 1 .. limit-1 around the circle.
         offset = 1 + jnp.floor(jax.random.uniform(mate_key, (population,)) * (limit - 1)).astype(jnp.int32)
@@ -116,13 +117,16 @@ def _variation(space: Space, given: dict[str, Any]) -> Any:
     """One child: recombine, then mutate. Every column knows its own kind of change."""
     kind = np.concatenate([np.full(c.size, c.kind, object) for c in space.columns])
     choice, whole = kind == "categorical", kind == "integer"
-    bins = np.concatenate([np.full(c.size, c.bins if c.kind in ("integer", "categorical") else 1) for c in space.columns])
     discrete = choice | whole
+    counts = [c.bins if c.kind in ("integer", "categorical") else 1 for c in space.columns]
+    bins = np.repeat(counts, [c.size for c in space.columns])
     rate = given["rate"] if given["rate"] is not None else max(0.1, 1.0 / max(1, int(discrete.sum())))
     parts.check_range("genetic", rate=(rate, 0.0, 1.0))
     learning = 1.0 / np.sqrt(2.0 * max(1, space.dimension)) + 0.1  # Schwefel's tau, kept useful where D is large
 
-    def vary(key: Any, one: Genome, two: Genome, step_one: Array, step_two: Array, paired: Array) -> tuple[Genome, Array]:
+    def vary(
+        key: Any, one: Genome, two: Genome, step_one: Array, step_two: Array, paired: Array
+    ) -> tuple[Genome, Array]:
         keys = jax.random.split(key, 8)
         shape = one.shape
         # Line recombination for numbers (blind to rotation), a coin per column for bins; half of all

@@ -13,8 +13,13 @@ one bin. Weights are searched within +-4 initial scales, which a run from standa
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evometa.errors import ConfigError
@@ -40,25 +45,23 @@ class State(NamedTuple):
 def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
     """Tree-structured Parzen estimator; every kind of column, one objective.
 
-    Hyperparameters as in Optuna: `n_startup_trials` 10, `n_ei_candidates` 24, `multivariate` True,
-    `prior_weight` 1.0. Scores of different generations are compared as they are. An ask takes longer as
-    the history grows (about a quarter of a second for 16 candidates after 1000).
+    Hyperparameters as in Optuna: `n_startup_trials` 10, `n_ei_candidates` 24, `multivariate` True. Scores
+    of different generations are compared as they are. An ask takes longer as the history grows (about a
+    quarter of a second for 16 candidates after 1000).
     """
     name = "tpe"
     given = parts.hyperparameters(name, CATALOGUE[name].defaults, hyperparameters)
     population = parts.check_population(name, population, CATALOGUE[name].minimum)
     parts.check_range(
-        name, n_startup_trials=(given["n_startup_trials"], 1, 1e6), n_ei_candidates=(given["n_ei_candidates"], 1, 1e6),
-        prior_weight=(given["prior_weight"], 1e-9, 1e9),
+        name, n_startup_trials=(given["n_startup_trials"], 1, 1e6), n_ei_candidates=(given["n_ei_candidates"], 1, 1e6)
     )  # fmt: skip
     columns = _Columns(space)
 
     def ask(key: Any, state: State) -> tuple[Genomes, Parents, State]:
-        optuna = _optuna()
-        sampler = optuna.samplers.TPESampler(**given, warn_independent_sampling=False, seed=_seed(key))
-        study = optuna.create_study(sampler=sampler)
+        with _quiet() as optuna:
+            study = optuna.create_study(sampler=optuna.samplers.TPESampler(**given, seed=_seed(key)))
         study.add_trials([columns.trial(g, f) for g, f in zip(state.genomes, state.fitness, strict=True)])
-        genomes = _ask_all(study, columns, state, population)
+        genomes = jnp.asarray(_ask_all(study, columns, state, population))
         best = np.argsort(state.fitness[:, 0], kind="stable")[: parts.ELITES]
         return genomes, _shared(state.ids[best], population, parts.ELITES), _next(state)
 
@@ -77,9 +80,8 @@ def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
         if not len(state.genomes):
             return state.start
         best = np.argsort(state.fitness[:, 0], kind="stable")[:NEIGHBOURS]
-        return np.asarray(
-            parts.likely_best(state.genomes[best], state.fitness[best, 0], np.ones(len(best), bool), near=min(4, len(best)))
-        )
+        rows, fitness = jnp.asarray(state.genomes[best]), jnp.asarray(state.fitness[best, 0])
+        return parts.likely_best(rows, fitness, jnp.isfinite(fitness), near=min(4, len(best)))
 
     return Strategy(
         name, population, _initial(space, 1), ask, tell, recommend,
@@ -90,7 +92,7 @@ def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
 def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
     """NSGA-II: a population spread along the trade-off of `objectives` (2); every kind of column.
 
-    Hyperparameters: `objectives` 2, `crossover_prob` 0.9, `mutation_prob` None (1 / numbers), `eta` 20.0
+    Hyperparameters: `objectives` 2, `crossover_prob` 0.9, `mutation_prob` None (1 / numbers), `eta` 5.0
     of the polynomial mutation and simulated binary crossover (categorical columns are drawn anew). The
     recommendation is the survivor nearest to the ideal point, objectives scaled by their range on the
     first front. Scores of different generations are compared as they are.
@@ -103,22 +105,23 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
         raise ConfigError(f"{name}: expected objectives as a whole number in 1 .. 16, got {objectives!r}")
     parts.check_range(name, crossover_prob=(given["crossover_prob"], 0.0, 1.0), eta=(given["eta"], 0.0, 1e3))
     columns = _Columns(space)
-    directions = ["minimize"] * objectives
 
     def make(seed: int) -> Any:
-        from optuna.samplers import nsgaii
-
-        return _optuna().samplers.NSGAIISampler(
-            population_size=population, crossover_prob=given["crossover_prob"], mutation_prob=given["mutation_prob"],
-            crossover=nsgaii.SBXCrossover(eta=given["eta"]), mutation=nsgaii.PolynomialMutation(eta=given["eta"]), seed=seed,
-        )  # fmt: skip
+        with _quiet() as optuna:
+            nsgaii = optuna.samplers.nsgaii
+            sampler = optuna.samplers.NSGAIISampler(
+                population_size=population, crossover_prob=given["crossover_prob"],
+                mutation_prob=given["mutation_prob"], crossover=nsgaii.SBXCrossover(eta=given["eta"]),
+                mutation=nsgaii.PolynomialMutation(eta=given["eta"]), seed=seed,
+            )  # fmt: skip
+            return optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
 
     def ask(key: Any, state: State) -> tuple[Genomes, Parents, State]:
         # The survivors stand as generation 0 of a fresh study: selection among P of P keeps them all, and
         # what they went through before is already in who survived.
-        study = _optuna().create_study(directions=directions, sampler=make(_seed(key)))
+        study = make(_seed(key))
         study.add_trials(_rows(columns, state.genomes, state.fitness))
-        genomes = _ask_all(study, columns, state, population)
+        genomes = jnp.asarray(_ask_all(study, columns, state, population))
         return genomes, _shared(state.ids[: parts.POOL], population, parts.POOL), _next(state)
 
     def tell(key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
@@ -128,15 +131,15 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
             return state
         if fitness.shape[1] != objectives:
             raise ConfigError(
-                f"{name}: expected {objectives} objectives, got {fitness.shape[1]}. Use nsga2(space, objectives={fitness.shape[1]})"
+                f"{name}: expected {objectives} objectives, got {fitness.shape[1]}."
+                f" Use nsga2(space, objectives={fitness.shape[1]})"
             )
         rows = np.concatenate([state.genomes, np.asarray(genomes, np.float32)])
         scored = np.concatenate([state.fitness, fitness])
         ids = np.concatenate([state.ids, _ids(state, population)])
-        sampler = make(0)  # selection draws no random number
-        study = _optuna().create_study(directions=directions, sampler=sampler)
+        study = make(0)  # selection draws no random number
         study.add_trials(_rows(columns, rows, scored))
-        kept = [trial.number for trial in sampler.select_parent(study, 1)]
+        kept = [trial.number for trial in study.sampler.select_parent(study, 1)]
         return state._replace(genomes=rows[kept], fitness=scored[kept], ids=ids[kept])
 
     def recommend(state: State) -> Genome:
@@ -159,13 +162,19 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
 
 
 def _optuna() -> Any:
-    import warnings
-
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """Optuna without its notes that the options used here are experimental."""
+    optuna = _optuna()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield optuna
 
 
 class _Columns:
@@ -173,8 +182,9 @@ class _Columns:
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self.bins = np.concatenate([np.full(c.size, c.bins if c.kind in ("integer", "categorical") else 0) for c in space.columns])
-        self.kinds = np.concatenate([np.full(c.size, c.kind, object) for c in space.columns])
+        sizes = [c.size for c in space.columns]
+        self.bins = np.repeat([c.bins if c.kind in ("integer", "categorical") else 0 for c in space.columns], sizes)
+        self.kinds = np.repeat([c.kind for c in space.columns], sizes)
         self._made: dict[str, Any] | None = None
 
     @property
@@ -191,7 +201,8 @@ class _Columns:
             }
             # Zero-padded: Optuna sorts parameters by name.
             self._made = {
-                f"x{i:06d}": kinds[kind](int(bins)) for i, (kind, bins) in enumerate(zip(self.kinds, self.bins, strict=True))
+                f"x{i:06d}": kinds[str(kind)](int(bins))
+                for i, (kind, bins) in enumerate(zip(self.kinds, self.bins, strict=True))
             }
         return self._made
 
@@ -241,8 +252,6 @@ def _initial(space: Space, objectives: int) -> Any:
 
 
 def _seed(key: Any) -> int:
-    import jax
-
     return int(jax.random.bits(key, (), np.uint32))
 
 
@@ -265,7 +274,7 @@ def _ids(state: State, population: int) -> np.ndarray:
     return np.stack([born, np.arange(population)], axis=1).astype(np.int32)
 
 
-def _shared(ids: np.ndarray, population: int, slots: int) -> np.ndarray:
+def _shared(ids: np.ndarray, population: int, slots: int) -> Parents:
     padded = np.full((slots, 2), -1, np.int32)
     padded[: len(ids)] = ids
-    return np.ascontiguousarray(np.broadcast_to(padded, (population, slots, 2)))
+    return jnp.broadcast_to(jnp.asarray(padded)[None], (population, slots, 2))

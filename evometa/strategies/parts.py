@@ -140,7 +140,7 @@ def no_parents(population: int, slots: int = 1) -> Parents:
 
 def shared_parents(ids: Array, population: int) -> Parents:
     """`[P, K, 2]`: the same parents `ids` `[K, 2]` for every child."""
-    return jnp.broadcast_to(ids.astype(jnp.int32), (population, *ids.shape))
+    return jnp.broadcast_to(ids.astype(jnp.int32)[None], (population, *ids.shape))
 
 
 def pool_ids(ids: Array, fitness: Array, count: int = POOL) -> Array:
@@ -168,7 +168,7 @@ def likely_best(genomes: Genomes, fitness: Array, ok: Array, near: int | None = 
     included, holds less of it. Nearness is in genome coordinates. Where no row is finite, the first one.
     """
     near = near or max(1, genomes.shape[0] // 8)
-    gaps = jnp.sum((genomes[:, None, :] - genomes[None, :, :]) ** 2, axis=-1)
+    gaps = jnp.sum((genomes[:, None] - genomes[None]) ** 2, axis=-1)
     nearest = jnp.argsort(jnp.where(ok[None, :], gaps, jnp.inf), axis=1)[:, :near]
     return genomes[jnp.argmin(jnp.where(ok, jnp.mean(fitness[nearest], axis=1), jnp.inf))]
 

@@ -102,7 +102,7 @@ def _initial(space: Space) -> Any:
 
 def _with_start(state: State, genomes: Genomes) -> Genomes:
     first = (state.generation == 0) & (jnp.arange(genomes.shape[0]) == 0)
-    return jnp.where(first[:, None], state.start, genomes)
+    return jnp.where(first[:, None], state.start[None], genomes)
 
 
 def _tell(key: Any, state: State, genomes: Genomes, scores: Scores) -> State:

@@ -109,9 +109,8 @@ def fit(key: Any, candidate: Candidate, support: dict[str, Any], *, sizes: Sizes
     order = jax.random.randint(order_key, (sizes.steps, sizes.batch), 0, support["label"].shape[0])
     bits = jax.random.bits(noise_key, (sizes.steps, GROUPS, PIXELS + sizes.hidden), jnp.uint8)
     batches = {
-        "image": support["image"][order],
-        "label": support["label"][order],
-        "luck": (bits.astype(jnp.float32) + 0.5) / 256.0,
+        "order": order,
+        "bits": bits,
         "left": 1.0 - jnp.arange(float(sizes.steps)) / sizes.steps,
     }
     rates = candidate["rate"]
@@ -119,6 +118,13 @@ def fit(key: Any, candidate: Candidate, support: dict[str, Any], *, sizes: Sizes
 
     def step(carry: Any, batch: Any) -> tuple[Any, Any]:
         weights, speed = carry
+        # Looked up here, step by step: all batches at once would not fit a core's cache.
+        batch = {
+            "image": support["image"][batch["order"]],
+            "label": support["label"][batch["order"]],
+            "luck": (batch["bits"].astype(jnp.float32) + 0.5) / 256.0,
+            "left": batch["left"],
+        }
         loss, gradient = jax.value_and_grad(_training_loss)(weights, candidate, batch, sizes)
         pull = jax.tree.map(lambda g, w: g + candidate["decay"] * w, gradient, weights)
         speed = jax.tree.map(lambda s, p: candidate["momentum"] * s + p, speed, pull)

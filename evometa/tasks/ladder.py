@@ -50,7 +50,7 @@ NEURAL_COLUMNS: dict[str, Any] = {
     "output": {
         "temperature": log(0.5, 2.0),  # logits are divided by it
         "ending": real(-3.0, 3.0),  # added to the logit of the word's end ...
-        "ending_slope": real(-2.0, 2.0),  # ... more for every five characters beyond the fifth
+        "ending_slope": real(-3.0, 3.0),  # ... more for every five characters beyond the fifth
         "counts": real(0.0, 1.0),  # share of the support's smoothed three-character counts in the mixture
         "concentration": log(0.5, 50.0),  # how strongly those counts back off to shorter contexts
         "floor": log(1e-4, 1e-1),  # share of the uniform distribution

@@ -43,7 +43,7 @@ BASELINE: Candidate = {
     "momentum": 0.9,
     "decay": 1e-4,
     "hidden": 16,
-    "activation": "relu",
+    "activation": "tanh",
     "scaling": "standard",
     "noise": 0.0,
     "smoothing": 0.0,
@@ -51,9 +51,9 @@ BASELINE: Candidate = {
 }
 
 PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {"task": {"steps": 20, "rows": 80}, "generations": 2, "population": 6},
-    "standard": {"task": {}, "generations": 30, "population": 24},
-    "full": {"task": {"steps": 400}, "generations": 80, "population": 32},
+    "smoke": {"task": {"steps": 20, "rows": 80}, "generations": 2, "population": 6, "strategy": "tpe"},
+    "standard": {"task": {}, "generations": 30, "population": 24, "strategy": "tpe"},
+    "full": {"task": {"steps": 400}, "generations": 80, "population": 32, "strategy": "tpe"},
 }
 
 Rows = dict[str, np.ndarray]  # x [N, F] float64, y [N] int64

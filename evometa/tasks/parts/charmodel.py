@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
     embedding: int = 8
     hidden: int = 48
     batch: int = 64
-    steps: int = 300
+    steps: int = 400
 
 
 def fit(key: Any, candidate: dict[str, Any], support: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
@@ -42,8 +42,7 @@ def fit(key: Any, candidate: dict[str, Any], support: dict[str, Any], sizes: Siz
     weights = _initial(init_key, candidate, sizes)
     zeros = jax.tree.map(jnp.zeros_like, weights)
     batches = _batches(order_key, support, sizes)
-    noise = jax.random.bits(drop_key, (sizes.steps, GROUPS, sizes.hidden + sizes.context), jnp.uint8)
-    batches["noise"] = noise.astype(jnp.float32) / 256.0
+    batches["bits"] = jax.random.bits(drop_key, (sizes.steps, GROUPS, sizes.hidden + sizes.context), jnp.uint8)
     valid = support["alphabet"] > 0
     rates = candidate["rate"]
     rate = {
@@ -57,6 +56,9 @@ def fit(key: Any, candidate: dict[str, Any], support: dict[str, Any], sizes: Siz
 
     def step(carry: Any, batch: Any) -> tuple[Any, Any]:
         weights, first, second = carry
+        # Looked up here, step by step: all batches at once would not fit a core's cache.
+        rows = {name: support[name][batch["order"]] for name in ("context", "target", "rank", "length")}
+        batch = {**rows, "noise": batch["bits"].astype(jnp.float32) / 256.0, "number": batch["number"]}
         loss, gradient = jax.value_and_grad(_training_loss)(weights, candidate, batch, valid, sizes)
         first = jax.tree.map(lambda m, g: momentum * m + (1.0 - momentum) * g, first, gradient)
         second = jax.tree.map(lambda v, g: SECOND_MOMENT * v + (1.0 - SECOND_MOMENT) * g * g, second, gradient)
@@ -145,8 +147,7 @@ def _batches(key: Any, support: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     luck = jnp.where(support["weight"] > 0, jax.random.uniform(key, (rows,)), 2.0)
     filled = jnp.sum(support["weight"]).astype(jnp.int32)
     order = jnp.argsort(luck)[jnp.arange(sizes.steps * sizes.batch) % filled].reshape(sizes.steps, sizes.batch)
-    names = ("context", "target", "rank", "length")
-    return {**{name: support[name][order] for name in names}, "number": jnp.arange(float(sizes.steps))}
+    return {"order": order, "number": jnp.arange(float(sizes.steps))}
 
 
 def _training_loss(weights: Any, candidate: Any, batch: Any, valid: Any, sizes: Sizes) -> Any:

@@ -1,0 +1,61 @@
+"""Fixtures that several test modules share: `pytest_plugins = ["shared"]` asks for them."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+
+import jax
+import pytest
+from helpers import cli, write_tasks
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder with the three tasks in it, as current folder."""
+    write_tasks(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory):
+    """The same small programs are compiled once for all tests and their children."""
+    cache = str(tmp_path_factory.getbasetemp() / "compiled")
+    names = {
+        "jax_compilation_cache_dir": cache,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield cache
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, compile_cache):
+    """A folder with three finished runs of the tasks in it: never to be changed, see `copies`."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_tasks(folder)
+    with contextlib.chdir(folder):
+        small = ("--population", 8, "--seed", 3)
+        for arguments in (
+            ("run", "ridge.py", *small, "--generations", 12, "--set", "plan.block=4", "--name", "ridge"),
+            ("run", "plain.py", *small, "--generations", 5, "--strategy", "genetic", "--name", "plain"),
+            ("run", "static.py", *small, "--generations", 2, "--strategy", "genetic", "--name", "static"),
+        ):
+            said = cli(*arguments)
+            assert said.code == 0, said.err
+    return folder
+
+
+@pytest.fixture
+def copies(finished, tmp_path, monkeypatch):
+    """A copy of the finished runs, as current folder; may be changed."""
+    target = tmp_path / "copies"
+    shutil.copytree(finished, target)
+    monkeypatch.chdir(target)
+    return target
