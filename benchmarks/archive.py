@@ -7,7 +7,9 @@ made durable as one part, with an empty archive, with 10^3 and with 10^6 rows th
 the same bytes written to a new file and fsynced, nothing else, taken in turn with the commits: the
 ratio is what hashes, names and folder fsyncs cost. Reading is measured on the part files as a run
 leaves them, nothing compacted, in a fresh process: `cold` includes reading and verifying every byte
-(the files are in the page cache), `warm` is the second question to the same `Archive`.
+(the files are in the page cache), `warm` is the second question to the same `Archive`. `processor` is
+the time that the process itself took, which other work on the machine lengthens less than the clock's.
+`load` is the mean number of processes that wanted a processor during the last minute.
 """
 
 from __future__ import annotations
@@ -148,8 +150,10 @@ def measure_reading(run: Path) -> list[tuple[str, int, float, str]]:
     found = []
 
     def note(label: str, work: Callable[[], Any]) -> Any:
+        processor = time.process_time()
         seconds, result = timed(work)
         found.append((label, there, seconds, "s"))
+        found.append((f"{label}: processor", there, time.process_time() - processor, "s"))
         return result
 
     note("top 10, cold", lambda: archive.top(10))
@@ -202,6 +206,8 @@ def main() -> None:
             [sys.executable, __file__, "--read", str(run)], capture_output=True, text=True, check=True
         )
         found += json.loads(fresh.stdout)
+        found.append(("load", steps[-1], os.getloadavg()[0], "processes"))
+        found.append(("processors", steps[-1], os.cpu_count() or 1, "count"))
     finally:
         shutil.rmtree(folder)
     arguments.out.mkdir(parents=True, exist_ok=True)

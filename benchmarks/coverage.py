@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from evometa.likely import likely_best  # noqa: E402
-from evometa.statistics import (  # noqa: E402
+from evometa.likely import likely_best
+from evometa.statistics import (
     Interval,
     crossed,
     equivalent,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from evometa import champion, driver, folder
@@ -250,10 +251,10 @@ def _fork(reference: str, out: Path, session: Session) -> tuple[dict[str, Any], 
     first = generation if _same_strategy(parent, session) else 0
     if session.spec.generations <= first:
         raise UsageError(
-            f"--from: a fork at generation {generation} counts on from there; expected --generations above {generation},"
-            f" got {session.spec.generations}"
+            f"--from: a fork at generation {generation} counts on from there;"
+            f" expected --generations above {generation}, got {session.spec.generations}"
         )
-    forked = {"run": path.name, "path": str(path), "generation": generation, "first": first, "spec": parent["spec"]}
+    forked = {"run": path.name, "path": str(path), "generation": generation, "first": first}
     return forked, _forked_state(path, generation, session)
 
 
@@ -305,7 +306,7 @@ class Asked(NamedTuple):
     genomes: np.ndarray  # [P, D] float32
 
 
-class search:  # noqa: N801  (reads as a verb: `evometa.search(space)`)
+class search:  # lower case: it reads as a verb, `evometa.search(space)`
     """Keep your own loop: `s = evometa.search(space)`, `asked = s.ask()`, `s.tell(losses)`, `s.best()`.
 
     Losses are lower-is-better floats, one per candidate; NaN or infinity marks a failure. Nothing is held
@@ -325,7 +326,7 @@ class search:  # noqa: N801  (reads as a verb: `evometa.search(space)`)
         self.space = space if isinstance(space, Space) else Space(space)
         self.strategy = load_strategy(strategy, self.space, population, options)
         self.seed, self.generation = seed, 0
-        prior = None if start is None else self.space.encode(start)
+        prior: Any = None if start is None else self.space.encode(start)
         self.state = self.strategy.init(stream_key(seed, 0, Stream.INIT), prior)
         self._genomes: Any = None
 
@@ -342,16 +343,16 @@ class search:  # noqa: N801  (reads as a verb: `evometa.search(space)`)
         """The losses of the candidates that `ask` returned, in their order: `[P]`."""
         if self._genomes is None:
             raise UsageError("expected ask() before tell()")
-        fitness = np.asarray(losses, np.float32)
+        fitness: Any = np.asarray(losses, np.float32)
         if fitness.shape != (len(self._genomes),):
             raise UsageError(f"tell expected {len(self._genomes)} losses (shape [P]), got shape {fitness.shape}")
         ok = np.isfinite(fitness)
         scores = Scores(
             loss=fitness[:, None],
-            evaluated=np.ones((len(fitness), 1), bool),
-            fitness=np.where(ok, fitness, np.inf).astype(np.float32)[:, None],
-            descriptor=np.zeros((len(fitness), 0), np.float32),
-            failure=np.where(ok, Failure.OK, Failure.NONFINITE).astype(np.int8),
+            evaluated=jnp.ones((len(fitness), 1), bool),
+            fitness=jnp.where(ok, fitness, jnp.inf).astype(jnp.float32)[:, None],
+            descriptor=jnp.zeros((len(fitness), 0), jnp.float32),
+            failure=jnp.where(ok, jnp.int8(Failure.OK), jnp.int8(Failure.NONFINITE)),
             metrics={},
         )
         key = stream_key(self.seed, self.generation, Stream.TELL)

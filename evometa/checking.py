@@ -106,15 +106,14 @@ def _check_data(task: Task, report: Report) -> tuple[Loaded, ...] | None:
         return None
     report.add(
         "data",
-        f"{len(task.split.train)} train and {len(task.split.validation)} validation domains load; queries {', '.join(task.query_names)}",
+        f"{len(task.split.train)} train and {len(task.split.validation)} validation domains load;"
+        f" queries {', '.join(task.query_names)}",
         "" if again else "a domain's data were different when loaded a second time, so a resume would be refused",
         "seed what the loaders draw with a fixed number",
     )
-    if task.runs == "jax" and len({_shape_of(domain) for domain in loaded}) > 1:
-        report.add(
-            "shapes",
-            f"{len({_shape_of(d) for d in loaded})} different shapes of data: each is compiled apart, which only costs time",
-        )
+    shapes = len({_shape_of(domain) for domain in loaded})
+    if task.runs == "jax" and shapes > 1:
+        report.add("shapes", f"{shapes} different shapes of data: each is compiled apart, which only costs time")
     return loaded
 
 

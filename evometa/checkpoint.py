@@ -62,9 +62,9 @@ def save(run_path: Path, generation: int, state: State, meta: Mapping[str, Any])
 def load(run_path: Path, like: State, *, spec_digest: str) -> tuple[int, State, dict[str, Any]] | None:
     """The newest whole checkpoint as (generation, state, meta); None where there is none.
 
-    `like` is a state of the right shape (what `init` gives, values ignored; an array of no rows may have grown): leaves come back as NumPy
-    arrays, jax arrays or Python numbers, as they are there. Broken checkpoints are passed over, logged, and named in
-    `meta["skipped"]`.
+    `like` is a state of the right shape (what `init` gives, values ignored; an array of no rows may have
+    grown): leaves come back as NumPy arrays, jax arrays or Python numbers, as they are there. Broken
+    checkpoints are passed over, logged, and named in `meta["skipped"]`.
 
     Raises `ResumeMismatch` where the spec's digest, a leaf's path, dtype or shape is another.
     """

@@ -130,9 +130,10 @@ class Checks:
 
     def say_determinism(self, same: bool, luck: bool) -> None:
         """A line on keys."""
+        other = "other numbers" if luck else "the same numbers (no luck involved)"
         self.report.add(
             "determinism",
-            f"the same key gives the same bits; another key gives {'other numbers' if luck else 'the same numbers (no luck involved)'}",
+            f"the same key gives the same bits; another key gives {other}",
             "" if same else "the same key gave other numbers the second time, so runs could not be resumed or replayed",
             "draw everything random from key; leave out clocks, global generators, and state kept between calls",
         )
@@ -146,7 +147,8 @@ class Checks:
         seconds *= replicates
         self.report.add(
             "cost",
-            f"{duration(seconds)} per candidate ({trainings}); a generation of {GENERATION}: {duration(seconds * GENERATION)}",
+            f"{duration(seconds)} per candidate ({trainings}); a generation of {GENERATION}:"
+            f" {duration(seconds * GENERATION)}",
         )
 
     def say_seal(self) -> None:
@@ -164,6 +166,7 @@ class JaxChecks(Checks):
     """Checks of a task that is compiled."""
 
     def run(self) -> None:
+        """As the base says."""
         task = self.task
         first = CompiledCells(task, self.train, Plan(platform=jax.default_backend()), 1)
         first.replan(self._plan(first))
@@ -207,6 +210,7 @@ class HostChecks(Checks):
     """Checks of a plain-Python or command task, where every training counts."""
 
     def run(self) -> None:
+        """As the base says."""
         began = time.perf_counter()
         train = HostCells(self.task, self.train, 1)
         raw, messages = train.host(0, self.key, self.baseline[None])

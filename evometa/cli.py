@@ -38,16 +38,21 @@ app.add_typer(new_app, name="new")
 Out = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
 
 
+def _say_version(asked: bool) -> None:
+    if asked:  # at once, before a command is missed
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_say_version)
+    ] = False,
 ) -> None:
     if debug:
         os.environ["EVOMETA_DEBUG"] = "1"
-    if version:
-        print(__version__)
-        raise typer.Exit
 
 
 @app.command()
@@ -347,10 +352,8 @@ def main() -> None:
             _fail(error.format_message(), getattr(error, "exit_code", 2))  # type: ignore[attr-defined]
         if isinstance(error, OSError):
             _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 74)
-        _fail(
-            f"unexpected {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (see it whole with --debug)",
-            1,
-        )
+        first = (str(error).splitlines() or [""])[0]
+        _fail(f"unexpected {type(error).__name__}: {first} (see it whole with: evometa --debug ...)", 1)
 
 
 def _fail(text: str, code: int) -> None:

@@ -97,8 +97,9 @@ class Objective:
         """`away`, `away:worst` or `away:cvar:0.25`."""
         query, *rest = text.split(":")
         try:
-            return Objective(query, *rest[:1], *[float(x) for x in rest[1:2]])
-        except ValueError:
+            reduction = rest[0] if rest else "mean"
+            return Objective(query, reduction, *[float(x) for x in rest[1:]])
+        except (ValueError, TypeError):
             raise ConfigError(f"objective: expected QUERY[:REDUCTION[:FRACTION]], got {text!r}") from None
 
     def __str__(self) -> str:
@@ -231,7 +232,9 @@ class TaskBuilder:
         for name in self._fields:
             if name not in known:
                 close = did_you_mean(name, known)
-                raise ConfigError(f"task {self._fields['name']!r} has no field {name!r}.{close} Its fields: {', '.join(known)}")
+                raise ConfigError(
+                    f"task {self._fields['name']!r} has no field {name!r}.{close} Its fields: {', '.join(known)}"
+                )
         return Task(**self._fields)
 
 
@@ -346,14 +349,14 @@ def _check_task(task: Task) -> None:
     for objective in task.objectives:
         if "@" in objective.query and objective.query not in task.query_names:
             known = task.query_names
-            raise ConfigError(
-                f"{where} has no query {objective.query!r}.{did_you_mean(objective.query, known)} It has {', '.join(known)}"
-            )
+            close = did_you_mean(objective.query, known)
+            raise ConfigError(f"{where} has no query {objective.query!r}.{close} It has {', '.join(known)}")
         for name in (*task.split.train, *task.split.validation, *task.split.test):
             queries = task.domain(name).queries
             if objective.query.split("@")[0] not in queries:
                 raise ConfigError(
-                    f"{where}: the objective's query {objective.query!r} is missing in domain {name!r}, which has "
-                    f"{', '.join(queries)}.{did_you_mean(objective.query, queries)} Try --objective {next(iter(queries))}"
+                    f"{where}: the objective's query {objective.query!r} is missing in domain {name!r}, which has"
+                    f" {', '.join(queries)}.{did_you_mean(objective.query, queries)}"
+                    f" Try --objective {next(iter(queries))}"
                 )
     task.space.encode(task.baseline)

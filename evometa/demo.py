@@ -1,4 +1,4 @@
-"""The demonstration: four searches of the language ladder at equal evaluations, then one look at the sealed languages."""
+"""The demonstration: four searches of the language ladder at equal evaluations, then one look at sealed languages."""
 
 from __future__ import annotations
 

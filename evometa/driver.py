@@ -32,13 +32,21 @@ _CHECKPOINT_SECONDS = 1.0
 class Watch(Protocol):
     """Somebody who looks on; see reports/live.py. Nothing that it does can change a number."""
 
-    def begin(self, session: Session, path: Path, generation: int, until: int) -> None: ...
+    def begin(self, session: Session, path: Path, generation: int, until: int) -> None:
+        """A run goes on from `generation` to `until`."""
+        ...
 
-    def block(self, block: Block, state: State, seconds: float) -> None: ...
+    def block(self, block: Block, state: State, seconds: float) -> None:
+        """A block is on disk; `state` is the strategy's, after it."""
+        ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """A sentence for whoever looks on."""
+        ...
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """The search is over, or was stopped."""
+        ...
 
 
 class Unwatched:
@@ -240,15 +248,18 @@ class _Advance:
         if (failure == Failure.OK).any():
             return
         first = next(iter(block.messages.values()), f"{Failure(int(failure[0, 0])).name.lower()} loss")
+        cure = f"Try: evometa check task {self.session.spec.task}"
+        if "ModuleNotFoundError" in first:
+            cure = "Install the package with pip, then: evometa resume " + str(self.path)
         raise EvometaError(
-            f"every candidate of the first {block.generations} generation(s) failed, the first with: {first}."
-            f" Try: evometa check task {self.session.spec.task}"
+            f"every candidate of the first {block.generations} generation(s) failed, the first with: {first}. {cure}"
         )
 
 
 _DIFFERS = (
-    "{part} is not what this machine computes for the same generations: another kind of processor, or a task that is"
-    " not a function of its key. Resume where the run began, or start a fork with: evometa run ... --from RUN@GENERATION"
+    "{part} is not what this machine computes for the same generations: another kind of processor, or a task that"
+    " is not a function of its key. Resume where the run began, or start a fork with:"
+    " evometa run ... --from RUN@GENERATION"
 )
 
 

@@ -79,7 +79,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raise NotFound(f"no run at {path}. Type: evometa runs") from None
     if record["format"].split(".")[0] != FORMAT.split(".")[0]:
         raise IntegrityError(
-            f"{file}: expected format {FORMAT}, got {record['format']}. Use the evometa that wrote it: {record.get('versions', {})}"
+            f"{file}: expected format {FORMAT}, got {record['format']}. Use the evometa that wrote it:"
+            f" {record.get('versions', {}).get('evometa', 'a newer one')}"
         )
     return record
 
@@ -96,7 +97,8 @@ def locked(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
                 raise EvometaError(
-                    f"another process is running {path.name} ({holder or 'unknown'}). Look on with: evometa watch {path}"
+                    f"another process is running {path.name} ({holder or 'unknown'})."
+                    f" Look on with: evometa watch {path}"
                 ) from None
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)

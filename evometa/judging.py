@@ -66,7 +66,11 @@ class Judge:
         key = stream_key(seed, number, stream)
         if self._compiled is None:
             cells = HostCells(self.task, self.loaded, replicates, journal)
-            raw, messages = cells.host(number, key, genomes)
+            try:
+                raw, messages = cells.host(number, key, genomes)
+            finally:
+                if journal is not None:
+                    journal.close()
             scores = settle(raw, cells.cells, self.task.objectives)
             return Judged(cells.cells, raw.loss, raw.metrics, np.asarray(scores.failure), messages)
         parts = [self._replicate(self._compiled, genomes, key, replicates, r) for r in range(replicates)]

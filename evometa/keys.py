@@ -48,7 +48,8 @@ def cell_keys(key: Any, names: tuple[str, ...], replicates: int) -> Any:
 
 def fit_and_judge_keys(key: Any, queries: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Split one cell key into the trainer's key and one key per query."""
-    return jax.random.fold_in(key, 0), {q: jax.random.fold_in(jax.random.fold_in(key, 1), name_word(q)) for q in queries}
+    judge = jax.random.fold_in(key, 1)
+    return jax.random.fold_in(key, 0), {query: jax.random.fold_in(judge, name_word(query)) for query in queries}
 
 
 def as_int(key: Any) -> int:

@@ -114,7 +114,7 @@ def _memory(value: Any) -> np.ndarray | None:
         try:
             if {device.platform for device in value.devices()} != {"cpu"} or len(value.devices()) > 1 or not value.size:
                 return None
-            memory = (ctypes.c_uint8 * value.nbytes).from_address(value.unsafe_buffer_pointer())
+            memory: Any = (ctypes.c_uint8 * value.nbytes).from_address(value.unsafe_buffer_pointer())
             return np.ndarray(value.shape, np.dtype(value.dtype), memory)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
             return None
@@ -138,7 +138,7 @@ def _writable(array: np.ndarray) -> np.ndarray | None:
     view = np.lib.stride_tricks.as_strided(array, writeable=False)
     start = view.__array_interface__["data"][0]
     low, high = np.lib.array_utils.byte_bounds(view)
-    memory = (ctypes.c_uint8 * (high - low)).from_address(low)
+    memory: Any = (ctypes.c_uint8 * (high - low)).from_address(low)
     return np.ndarray(view.shape, view.dtype, memory, start - low, view.strides)
 
 

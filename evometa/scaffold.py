@@ -38,7 +38,8 @@ def _write(name: str, template: str, kind: str) -> Path:
         hint = "".join(c if c.isascii() and c.isalnum() else "_" for c in stem).strip("_")[:64]
         hint = f"my_{hint}" if not hint.isidentifier() or keyword.iskeyword(hint) else hint
         raise UsageError(
-            f"expected a name of letters, digits and '_' that starts with a letter, got {name!r}. Try: evometa new {kind} {hint}"
+            f"expected a name of letters, digits and '_' that starts with a letter, got {name!r}."
+            f" Try: evometa new {kind} {hint}"
         )
     path = Path(f"{stem}.py")
     if _shadows(stem):

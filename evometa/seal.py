@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from evometa.evaluate.data import Loaded
 from evometa.keys import Stream, as_int, cell_keys, fit_and_judge_keys, stream_key
 from evometa.poison import Undo, arrays_of, fingerprint, garble
 
+_OWN = "let train.py read the support that it is handed, nothing beside it"
 _CURE = (
     "train on the support alone: no query in closures, globals or memory that support shares (np.copy what you slice)"
 )
@@ -62,7 +63,7 @@ def check_seal(task: Task, loaded: Sequence[Loaded]) -> str:
         with _queries(task, loaded, world, called):
             if changed := [d.name for d in loaded if fingerprint(d.support) != supports[d.name]]:
                 raise Broken(
-                    f"support of {', '.join(changed)} shares memory with a query: it changed when the queries were {world}"
+                    f"support of {', '.join(changed)} shares memory with a query: it changed when queries were {world}"
                 )
             _reload(task, loaded, supports, world)
             try:
@@ -80,7 +81,10 @@ def check_seal(task: Task, loaded: Sequence[Loaded]) -> str:
                 f"what is learned on {', '.join(changed)} changed when the queries were {world}: training sees them"
             )
     poisoned = sum(len(arrays_of(data)) for d in loaded for data in d.queries.values())
-    return f"queries {' and '.join(worlds)} ({poisoned} arrays overwritten in {len(loaded)} domains): what is learned is the same to the bit"
+    return (
+        f"queries {' and '.join(worlds)} ({poisoned} arrays overwritten in {len(loaded)} domains):"
+        " what is learned is the same to the bit"
+    )
 
 
 def _unchanged(loaded: Sequence[Loaded], supports: Mapping[str, str], queries: Mapping[tuple[str, str], str]) -> None:
@@ -112,7 +116,8 @@ def _reload(task: Task, loaded: Sequence[Loaded], supports: Mapping[str, str], w
                 ) from None
             if not same:
                 raise Broken(
-                    f"the support of {domain.name} is computed from query data: its loader gave other data once the queries were {world}"
+                    f"the support of {domain.name} is computed from query data: its loader gave other data once the"
+                    f" queries were {world}"
                 )
 
 
@@ -189,17 +194,12 @@ def _jax_learning(task: Task, loaded: Sequence[Loaded]) -> Callable[[], Learners
             stacked = jax.tree.map(lambda *x: np.stack(x), *[supports[i] for i in rows])
             # A new function each time, so that nothing traced before is used again.
             train = jax.jit(lambda g, k, s: jax.vmap(jax.vmap(one, (0, None, None)), (None, 0, 0))(g, k, s))
-            trained = [_as_numpy(leaf) for leaf in jax.tree.leaves(train(genomes, words[np.array(rows)], stacked))]
+            trained = jax.tree.leaves(train(genomes, words[np.array(rows)], stacked))
             for position, i in enumerate(rows):
                 learners[loaded[i].name] = fingerprint([leaf[position] for leaf in trained])
         return learners
 
     return learn
-
-
-def _as_numpy(leaf: Any) -> np.ndarray:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
 
 def _learn(task: Task, candidate: Any, key: Any, support: Any) -> Any:
@@ -248,10 +248,9 @@ def _watching(task: Task, domain: str, states: list[str]) -> Callable[..., dict[
 
     def judge(key: int, learned: Any, data: Any) -> dict[str, float]:
         states.append(fingerprint(learned))
-        try:
+        # Poison may well break a judge; only the learner is of interest here.
+        with suppress(Exception, SystemExit):
             task.judge(key, learned, data)
-        except (Exception, SystemExit):
-            pass  # poison may well break a judge; only the learner is of interest here
         if fingerprint(learned) != states[-1]:
             raise Broken(
                 f"judge changes what was learned on {domain}, so the exam leaks into what is judged next",
@@ -283,14 +282,15 @@ def _check_commands(task: Task, loaded: Sequence[Loaded]) -> str:
         if opened:
             raise Broken(
                 f"fit on {domain.name} opened the query {', '.join(sorted(opened))}",
-                "let train.py read the support that it is handed, nothing else",
+                _OWN,
             )
         with tempfile.TemporaryDirectory(prefix="evometa-check-") as folder:
             try:
                 after = _fit(task, candidate, fit_key, _copied(domain.support, Path(folder)))
             except (RuntimeError, TimeoutError) as error:
-                raise Broken(f"fit on {domain.name} works where the support lies, but not on a copy elsewhere: {error}",
-                             "let train.py read the support that it is handed, nothing beside it") from None  # fmt: skip
+                raise Broken(
+                    f"fit on {domain.name} works where the support lies, but not on a copy elsewhere: {error}", _OWN
+                ) from None
         if before != after:
             again = _fit(task, candidate, fit_key, domain.support)
             if again != before:
@@ -298,8 +298,10 @@ def _check_commands(task: Task, loaded: Sequence[Loaded]) -> str:
                     f"fit on {domain.name} left other files the second time with the same key",
                     "seed everything from key; write no dates and no paths",
                 )
-            raise Broken(f"fit on {domain.name} left other files when its support was a copy elsewhere",
-                         "let train.py read the support that it is handed, nothing beside it, and write no paths")  # fmt: skip
+            raise Broken(
+                f"fit on {domain.name} left other files when its support was a copy elsewhere",
+                f"{_OWN}, and write no paths",
+            )
     how = (
         f"fit opened none of {len(files)} query files"
         if files and watched
@@ -385,10 +387,8 @@ def _watch(files: Sequence[Path]) -> Iterator[set[str] | None]:
             opened |= {str(file) for file in files if file.stat().st_atime_ns != 0}
     finally:
         for file, stat in stats.items():
-            try:
+            with suppress(OSError):
                 os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-            except OSError:
-                pass
 
 
 def _touch(file: Path, stat: os.stat_result) -> bool:

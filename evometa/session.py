@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from evometa.archives.cells import CellJournal
-from evometa.backends.inline import HostCells, preflight
+from evometa.backends.inline import HostCells
 from evometa.contract import Objective, Split, Task, command_task
-from evometa.errors import ConfigError, EvometaError, did_you_mean
+from evometa.errors import ConfigError, did_you_mean
 from evometa.evaluate import data as datasets
 from evometa.evaluate.compiled import CompiledCells
 from evometa.evaluate.data import Loaded
@@ -30,7 +30,7 @@ from evometa.loop import CompiledLoop, HostLoop
 from evometa.names import code_digest, load_strategy, load_task
 from evometa.space import Column, Space
 from evometa.spec import Spec, canonical, digest
-from evometa.types import Cell, Failure, State, Strategy
+from evometa.types import Cell, State, Strategy
 
 # Libraries whose version can change a number. A resume under another one is refused.
 PINNED = ("jax", "jaxlib", "evosax", "optuna", "numpy", "scipy", "evometa")
@@ -93,8 +93,9 @@ def prepare(
     strategy = load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options)
     if len(task.objectives) > strategy.objectives:
         raise ConfigError(
-            f"strategy {spec.strategy!r} weighs {strategy.objectives} objective(s), the task has {len(task.objectives)}."
-            " Use nsga2 with strategy_options.objectives, or name one --objective"
+            f"strategy {spec.strategy!r} weighs {strategy.objectives} objective(s), the task has"
+            f" {len(task.objectives)}."
+            " Use nsga2 with strategy_options.objectives, or one --objective"
         )
     train = datasets.load(task, task.split.train)
     backend: CompiledCells | HostCells
@@ -105,9 +106,6 @@ def prepare(
         backend.replan(plan)
     else:
         plan = plan or Plan(block=spec.plan.block or 1)
-        outcome = preflight(task, train)
-        if outcome["failure"] == Failure.ERROR and "ModuleNotFoundError" in outcome["message"]:
-            raise EvometaError(f"task {task.name!r} needs a package: {outcome['message']}. Install it with pip")
         backend = HostCells(task, train, task.replicates, journal)
     session = Session(spec, task, strategy, plan, train, backend, _loop(spec, task, strategy, backend, plan))
     session.identity = _identity(session)

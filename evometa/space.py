@@ -186,9 +186,11 @@ class Space:
         for column, part in zip(self.columns, self._slices, strict=True):
             u = wide[:, part.start]
             if column.kind == "real":
-                numbers[column.name] = column.low + u * (column.high - column.low)
+                numbers[column.name] = np.clip(column.low + u * (column.high - column.low), column.low, column.high)
             elif column.kind == "log":
-                numbers[column.name] = np.exp(math.log(column.low) + u * math.log(column.high / column.low))
+                # The logarithm's rounding may lead out of the range by an ulp, and `encode` would refuse that.
+                inside = np.exp(math.log(column.low) + u * math.log(column.high / column.low))
+                numbers[column.name] = np.clip(inside, column.low, column.high)
             elif column.kind in ("integer", "categorical"):
                 # A NaN genome (a broken strategy) reads as the first bin here; its fitness fails anyway.
                 index = np.clip(np.floor(np.nan_to_num(u) * column.bins), 0, column.bins - 1)

@@ -54,9 +54,9 @@ class Spec(_Part):
     split: SplitSpec | None = None
     replicates: int | None = Field(None, ge=1)
     start: Literal["baseline", "center"] = "baseline"
-    champion: ChampionSpec = ChampionSpec()
+    champion: ChampionSpec = Field(default_factory=lambda: ChampionSpec.model_validate({}))
     backend: Literal["inline"] = "inline"
-    plan: PlanSpec = PlanSpec()
+    plan: PlanSpec = Field(default_factory=lambda: PlanSpec.model_validate({}))
     generations: int = Field(40, ge=1)
     name: str | None = None
 

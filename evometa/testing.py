@@ -5,9 +5,9 @@
 
 `exam` raises `AssertionError` with one sentence that says what was expected and what came. The single
 checks are plain functions of a `Strategy` and a `Space`, and need no test framework. A traceable
-strategy is compiled four times for all of them together: the whole loop (its number of generations is
-data, so it serves as single steps, as blocks and for every kind of trouble), `ask` and `tell` apart,
-and one scan spread over two host devices.
+strategy is compiled three times for all of them together: the whole loop, spread over two host devices
+(its number of generations is data, so it serves as single steps, as blocks and for every kind of
+trouble), and `ask` and `tell` apart; `thorough` adds the loop on one device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from evometa.testing_bench import (
     compiled_losses,
     generation_keys,
     same_bits,
-    scan_on,
     scores_of,
     space_for,
     through_disk,
@@ -191,12 +190,11 @@ def check_resume(strategy: Strategy, space: Space, again: Strategy | None = None
     _expect(strategy, same_bits(state, whole_state), "the same final state after resumes", "another one")
 
 
-def check_block(strategy: Strategy, space: Space) -> None:
-    """One compiled block = separately compiled ask and tell = a scan over two host devices, bit for bit.
+def check_block(strategy: Strategy, space: Space, thorough: bool = True) -> None:
+    """A block spread over two devices = separately compiled ask and tell on one (= a block on one), bit for bit.
 
-    Scores are gathered to every device before `tell` reads them, as the loop does. Without a second
-    device (`jax.config.update("jax_num_cpu_devices", 2)` before JAX starts) that part is left out; a
-    strategy that is not traceable has nothing to check.
+    Without a second device (`jax.config.update("jax_num_cpu_devices", 2)` before JAX starts) the block
+    runs on one. A strategy that is not traceable has nothing to check.
     """
     if not strategy.traceable:
         return
@@ -214,13 +212,14 @@ def check_block(strategy: Strategy, space: Space) -> None:
         held = b.tell(tell_key, held, genomes, scores)
     _expect(strategy, same_bits(held, state), "the same state from ask and tell compiled apart", "another one")
 
-    devices = jax.devices()[:2]
-    if len(devices) == 2 and strategy.population % 2 == 0:
-        end, spread = scan_on(b, devices)(b.start(), problem, key)
+    if thorough and b.devices > 1:
+        alone = Bench(strategy, space, spread=False)
+        end, rows = alone.advance(b.start(), problem, BLOCK)
         for generation in range(BLOCK):
-            rows = spread.genomes[generation]
-            _unchanged(strategy, "a scan over two devices", rows, block.genomes[generation], generation)
-        _expect(strategy, same_bits(end, state), "the same state from a scan over two devices", "another one")
+            _unchanged(
+                strategy, "a block on one device", rows.genomes[generation], block.genomes[generation], generation
+            )
+        _expect(strategy, same_bits(end, state), "the same state from a block on one device as on two", "another one")
 
 
 def _unchanged(strategy: Strategy, how: str, got: Any, wanted: Any, generation: int) -> None:
@@ -274,9 +273,9 @@ def _random_quality(space: Space, population: int, generations: int, seeds: int,
 # --- the factory, and all of it ----------------------------------------------------------------------
 
 
-def check_refusals(factory: Factory, space: Space) -> None:
+def check_refusals(factory: Factory, space: Space, strategy: Strategy | None = None) -> None:
     """Nonsense is refused with words: population 0, an unknown hyperparameter, a column it cannot search."""
-    strategy = factory(space)
+    strategy = strategy or factory(space)
     _refuses(strategy, lambda: factory(space, population=0), "population=0", EvometaError)
     _refuses(strategy, lambda: factory(space, no_such_hyperparameter=1), "an unknown hyperparameter", UsageError)
     full = space_for(frozenset(KINDS))
@@ -302,21 +301,21 @@ def exam(
     *,
     population: int = 16,
     beats_random: bool = True,
+    thorough: bool = True,
     **hyperparameters: Any,
 ) -> Report:
     """Run every check on a factory; raises `AssertionError` at the first that fails.
 
     `space`: what to search; by default a small one with every kind of column that the strategy declares.
-    `beats_random=False`: for blind strategies.
+    `beats_random=False`: for blind strategies. `thorough=False` leaves out the loop on one device.
     """
     began = time.perf_counter()
-    space = space or space_for(_declared(factory))
 
     def build(chosen: Space, population: int = population, **more: Any) -> Strategy:
         return factory(chosen, population=population, **{**hyperparameters, **more})
 
-    strategy = build(space)
-    check_refusals(build, space)
+    strategy, space = (build(space), space) if space else _first_accepted(build)
+    check_refusals(build, space, strategy)
     passed = ["refusals"]
     for check in (
         check_shapes,
@@ -330,7 +329,7 @@ def exam(
         check(strategy, space)
         passed.append(check.__name__.removeprefix("check_"))
     check_resume(strategy, space, None if strategy.traceable else build(space))
-    check_block(strategy, space)
+    check_block(strategy, space, thorough)
     passed += ["resume", "block"]
     quality = (float("nan"), float("nan"))
     if beats_random:
@@ -339,12 +338,17 @@ def exam(
     return Report(strategy.name, tuple(passed), time.perf_counter() - began, *quality)
 
 
-def _declared(factory: Factory) -> frozenset[str]:
-    """The kinds of column that a factory's strategies search, found on the first space that it accepts."""
+def _first_accepted(build: Callable[[Space], Strategy]) -> tuple[Strategy, Space]:
+    """A strategy on a space of every kind of column that it declares."""
+    every = frozenset(KINDS)
     refusal: Exception | None = None
-    for kind in KINDS:
+    for kinds in (every, every - {"categorical"}, *(frozenset({kind}) for kind in KINDS)):
         try:
-            return factory(space_for(frozenset({kind}))).searches
+            strategy = build(space_for(kinds))
         except ConfigError as error:
             refusal = error
+            continue
+        if strategy.searches != kinds and strategy.searches <= every:
+            return build(space_for(strategy.searches)), space_for(strategy.searches)
+        return strategy, space_for(kinds)
     raise AssertionError(f"expected a factory that accepts a space of one kind of column, got: {refusal}")

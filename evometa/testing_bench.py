@@ -104,11 +104,20 @@ def scores_of(problem: World, loss: Array, generation: Array) -> Scores:
 
 
 class Bench:
-    """A strategy and a space, with the loop compiled once (traceable) or as plain Python."""
+    """A strategy and a space, with the loop compiled once (traceable) or as plain Python.
 
-    def __init__(self, strategy: Strategy, space: Space) -> None:
+    The compiled loop spreads the rows of a generation over two devices where there are two and the
+    population is even, and gathers the scores before `tell` reads them, as evometa's own loop does.
+    """
+
+    def __init__(self, strategy: Strategy, space: Space, spread: bool = True) -> None:
         self.strategy, self.space = strategy, space
-        self._loop = jax.jit(self._compiled) if strategy.traceable else self._plain
+        count = 2 if spread and strategy.population % 2 == 0 else 1
+        self._mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:count]), ("rows",))
+        self._everywhere = jax.sharding.NamedSharding(self._mesh, jax.sharding.PartitionSpec())
+        self.devices = self._mesh.size
+        shardings: dict[str, Any] = {"in_shardings": self._everywhere, "out_shardings": self._everywhere}
+        self._loop = jax.jit(self._compiled, **shardings) if strategy.traceable else self._plain
         self.ask = jax.jit(strategy.ask) if strategy.traceable else strategy.ask
         self.tell = jax.jit(strategy.tell) if strategy.traceable else strategy.tell
 
@@ -125,7 +134,8 @@ class Bench:
         """`count` generations from number `first` on; the log holds the first `BLOCK` of them."""
         state, log = self._loop(state, problem, jnp.int32(first), jnp.int32(count), jax.random.key(seed))
         held = min(count, BLOCK)
-        return state, Log(*(np.asarray(part)[:held] for part in log))
+        # To the host, as a checkpoint does: what lies on two devices is another type to whoever is compiled next.
+        return jax.tree.map(np.asarray, state), Log(*(np.asarray(part)[:held] for part in log))
 
     def one(self, state: State, problem: World, generation: Any, key: Any, score: Any = None) -> tuple[State, Log]:
         """One generation: ask, score, tell."""
@@ -136,12 +146,24 @@ class Bench:
         return self.strategy.tell(tell_key, state, genomes, scores), Log(genomes, parents, scores.fitness)
 
     def _compiled(self, state: State, problem: World, first: Any, count: Any, key: Any) -> tuple[State, Log]:
+        rows = jax.sharding.PartitionSpec("rows")
+        split = jax.shard_map(
+            functools.partial(losses, self.space),
+            mesh=self._mesh,
+            in_specs=(jax.sharding.PartitionSpec(), rows),
+            out_specs=rows,
+        )
+
+        def score(genomes: Genomes) -> Array:
+            gathered = jax.lax.with_sharding_constraint(genomes, self._everywhere)
+            return jax.lax.with_sharding_constraint(split(problem, gathered), self._everywhere)
+
         shapes = jax.eval_shape(self.one, state, problem, first, key)[1]
         empty = Log(*(jnp.zeros((BLOCK, *part.shape), part.dtype) for part in shapes))
 
         def body(step: Any, carry: tuple[State, Log]) -> tuple[State, Log]:
             held, log = carry
-            held, row = self.one(held, problem, first + step, key)
+            held, row = self.one(held, problem, first + step, key, score)
             return held, Log(*(whole.at[step].set(part, mode="drop") for whole, part in zip(log, row, strict=True)))
 
         return jax.lax.fori_loop(0, count, body, (state, empty))
@@ -173,25 +195,6 @@ def compiled_losses(space: Space) -> Callable[[World, Genomes], Array]:
 def bench(strategy: Strategy, space: Space) -> Bench:
     """The bench of a strategy; kept, so that the checks of one strategy share its compilations."""
     return Bench(strategy, space)
-
-
-def scan_on(b: Bench, devices: list[Any]) -> Callable[..., tuple[State, Log]]:
-    """`BLOCK` generations as one scan, the rows evaluated on several devices: `(state, problem, key) -> ...`."""
-    mesh = jax.sharding.Mesh(np.asarray(devices), ("rows",))
-    spec = jax.sharding.PartitionSpec
-    everywhere = jax.sharding.NamedSharding(mesh, spec())
-
-    def scan(state: State, problem: World, key: Any) -> tuple[State, Log]:
-        part = functools.partial(losses, b.space)
-        split = jax.shard_map(part, mesh=mesh, in_specs=(spec(), spec("rows")), out_specs=spec("rows"))
-
-        def score(genomes: Genomes) -> Array:
-            loss = split(problem, jax.lax.with_sharding_constraint(genomes, everywhere))
-            return jax.lax.with_sharding_constraint(loss, everywhere)
-
-        return jax.lax.scan(lambda s, g: b.one(s, problem, g, key, score), state, jnp.arange(BLOCK, dtype=jnp.int32))
-
-    return jax.jit(scan, in_shardings=everywhere, out_shardings=everywhere)
 
 
 def same_bits(one: Any, two: Any) -> bool:

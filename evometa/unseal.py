@@ -74,7 +74,7 @@ class _Opening:
         diary = events.read(path)
         self.begun = {event["opening"]: event["hash"] for event in diary if event["kind"] == "opening"}
         finished = {event["opening"] for event in diary if event["kind"] == "opened"}
-        pending = self.begun - finished
+        pending = set(self.begun) - finished
         self.number = max(pending) if pending else 1 + max(self.begun, default=0)
 
     def announce(self, number: int) -> str:
@@ -124,7 +124,8 @@ def _look(
         if entry.get("announced") == announced and entry.get("domains") == digests:
             return looks
     whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
-    ledger.append(root, {"runs": runs, "opening": number, "data_digest": whole, "domains": digests, "seeds": seeds, "announced": announced})
+    entry = {"runs": runs, "opening": number, "data_digest": whole, "domains": digests}
+    ledger.append(root, {**entry, "seeds": seeds, "announced": announced})
     return looks + 1
 
 

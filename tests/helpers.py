@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from evometa.archives.query import content_digest
 from evometa.archives.read import Archive, list_parts
+from evometa.archives.write import commit
 
 # Ridge regression by 20 gradient steps; six worlds, the last one sealed.
 RIDGE = '''"""Ridge regression by gradient steps."""
@@ -180,6 +182,16 @@ def one_line(said: Said, code: int, *fragments: str) -> None:
 def lineage_files(path: Path) -> dict[str, bytes]:
     """Name and bytes of every lineage part."""
     return {part.path.name: part.path.read_bytes() for part in list_parts(path / "lineage")}
+
+
+def rewrite(path: Path, number: int, column: str, change: Callable[[list[Any]], list[Any]]) -> None:
+    """Put another column into a lineage part, under a name that is right for it: a forgery that no hash shows."""
+    part = list_parts(path / "lineage")[number]
+    table = part.read()
+    at = table.schema.get_field_index(column)
+    values = pa.array(change(table[column].to_pylist()), table.schema.field(at).type)
+    part.path.unlink()
+    commit(path / "lineage", table.set_column(at, table.schema.field(at), values), part.first)
 
 
 def rows_digest(path: Path) -> str:

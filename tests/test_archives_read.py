@@ -335,3 +335,11 @@ def test_nothing_imports_pandas_or_jax(run):
     command = [sys.executable, "-c", ALL_BUT_SQL, str(run)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_the_benchmark_runs(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "archive.py"
+    done = subprocess.run([sys.executable, script, "--quick", "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "archive.csv").read_text().splitlines()
+    assert lines[0] == "measure,rows_there,value,unit" and len(lines) > 30

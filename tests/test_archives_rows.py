@@ -101,6 +101,13 @@ def test_equal_blocks_cut_differently_give_equal_rows():
     )
 
 
+@pytest.mark.parametrize("text", ["", "two\nlines", "é 日本 \U0001f9ec", "\udcff broken", "a\0b"])
+def test_a_message_may_hold_anything(text):
+    block = make_block(1)._replace(messages={(1, 0): text})
+    back = rows.block_from_table(make_table(block), make_cells(6), SPACE.dimension, 1)
+    assert back.messages == {(1, 0): text.encode(errors="replace").decode()}
+
+
 def test_every_failure_has_a_name():
     block = make_block(2, population=len(Failure))
     block.scores.failure[0] = list(Failure)

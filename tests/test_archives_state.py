@@ -70,13 +70,18 @@ class Run(RuleBasedStateMachine):
         self.saved = self.memory
 
     def _note(self) -> None:
-        events.append(self.run, "note", number=self.noted)
-        self.noted += 1
+        number = len(self._notes())
+        events.append(self.run, "note", number=number)
+        self.noted = number + 1
+
+    def _notes(self) -> list[int]:
+        return [entry["number"] for entry in events.read(self.run) if entry["kind"] == "note"]
 
     def _judge(self) -> None:
-        row = {"run": "x", "opening": self.judged, "loss": self.judged / 4}
-        write.commit(self.run / "judgements", rows.judgements_table([row]), self.judged)
-        self.judged += 1
+        opening = len(list_parts(self.run / "judgements"))
+        row = {"run": "x", "opening": opening, "loss": opening / 4}
+        write.commit(self.run / "judgements", rows.judgements_table([row]), opening)
+        self.judged = opening + 1
 
     @precondition(lambda self: self.memory is not None and self.memory < GENERATIONS)
     @rule()
@@ -127,6 +132,9 @@ class Run(RuleBasedStateMachine):
         with self.disk.recording():
             if self.run.exists():
                 write.sweep(self.run)
+                # What the dead process had named, but not acknowledged, now counts.
+                self.committed = len(list_parts(self.run / "lineage"))
+                self.judged = len(list_parts(self.run / "judgements"))
             found = checkpoint.load(self.run, state_after(0), spec_digest="s")
         self.memory = found[0] if found else 0
         assert self.memory >= self.saved
@@ -148,10 +156,9 @@ class Run(RuleBasedStateMachine):
         judged = list_parts(self.run / "judgements")
         assert self.judged <= len(judged) <= self.judged + 1
         assert [part.read()["loss"].to_pylist() for part in judged] == [[i / 4] for i in range(len(judged))]
-        notes = [entry["number"] for entry in events.read(self.run) if entry["kind"] == "note"]
-        assert notes[: self.noted] == list(range(self.noted)) and len(notes) <= self.noted + 1
+        notes = self._notes()
+        assert notes == list(range(len(notes))) and self.noted <= len(notes) <= self.noted + 1
         assert all(found.record for found in scan(self.run))
-        self.committed, self.judged, self.noted = len(parts), len(judged), len(notes)
 
     @precondition(lambda self: self.committed > 0)
     @rule()
@@ -159,7 +166,8 @@ class Run(RuleBasedStateMachine):
         if not (self.run / "run.json").exists():
             write.write_once(self.run / "run.json", b"{}")
         archive = Archive(self.run)
-        assert archive.generations() == self.committed and len(archive.table()) == 4 * self.committed
+        stored = len(archive.parts())
+        assert archive.generations() == stored and len(archive.table()) == 4 * stored
         best = archive.top(1)[0]
         assert archive.row(best["generation"], best["index"])["fitness"] == best["fitness"]
         assert [line for line in check(self.run).problems if "run.json" not in line] == []

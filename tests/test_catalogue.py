@@ -1,6 +1,6 @@
 """Lists of tasks and strategies: complete, short, and they import no library."""
 
-# ruff: noqa: E501  (small programs and tables read better unbroken)
+
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
 """The check must catch tasks that leak, in every kind and form, and pass those that do not."""
 
-# ruff: noqa: E501  (small programs and tables read better unbroken)
+
 
 import sys
 from pathlib import Path

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from evometa.errors import StorageError
 
@@ -25,7 +25,7 @@ class CellJournal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._done: dict[int, dict[Unit, dict[str, Any]]] = {}
-        self._file: Any = None
+        self._file: BinaryIO | None = None
         self._generation = -1
         self._synced = 0.0
 
@@ -38,17 +38,17 @@ class CellJournal:
     def put(self, generation: int, unit: Unit, outcome: dict[str, Any]) -> None:
         """Record a finished unit."""
         try:
-            if self._file is None or self._generation != generation:
-                self._open(generation)
+            file = self._open(generation)
             body = json.dumps([list(unit), outcome], allow_nan=False, sort_keys=True)
-            self._file.write(f"{_checksum(body)} {body}\n".encode())
-            self._file.flush()
+            file.write(f"{_checksum(body)} {body}\n".encode())
+            file.flush()
             if time.monotonic() - self._synced > _SYNC_SECONDS:
-                os.fsync(self._file.fileno())
+                os.fsync(file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
             raise StorageError(
-                f"cannot record a finished cell in {self.folder}: {error.strerror}. Free some space, then: evometa resume"
+                f"cannot record a finished cell in {self.folder}: {error.strerror}."
+                f" Free some space, then: evometa resume {self.folder.parent}"
             ) from error
 
     def clear(self) -> None:
@@ -68,14 +68,18 @@ class CellJournal:
     def _path(self, generation: int) -> Path:
         return self.folder / f"gen-{generation:09d}.jsonl"
 
-    def _open(self, generation: int) -> None:
+    def _open(self, generation: int) -> BinaryIO:
+        if self._file is not None and self._generation == generation:
+            return self._file
         self.close()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(generation)
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        self._file, self._generation = path.open("ab"), generation
+        file = path.open("ab")
+        self._file, self._generation = file, generation
         if torn:
-            self._file.write(b"\n")
+            file.write(b"\n")
+        return file
 
     def _read(self, generation: int) -> dict[Unit, dict[str, Any]]:
         path, done = self._path(generation), {}

@@ -12,6 +12,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +112,8 @@ class Archive:
             hint = did_you_mean(self.path.name, known) or " Run: evometa runs"
             raise NotFound(f"no run at {self.path}.{hint}")
         _check_format(self.path / "run.json")
-        self._tables: dict[tuple[str, tuple[str, ...]], pa.Table] = {}
-        self._known: list[str] = []  # names of the parts that the genealogy holds
-        self._genealogy: Genealogy | None = None
+        self._tables: dict[tuple[str, ...], tuple[list[str], pa.Table]] = {}  # columns -> parts, and what they hold
+        self._genealogy: tuple[pa.Table, Genealogy] | None = None
 
     def parts(self) -> list[Part]:
         """The lineage's parts, in order of generation."""
@@ -157,13 +157,14 @@ class Archive:
         `{"child": [generation, index], "parent": [generation, index]}`. `depth` limits how many steps
         back to go. Raises `NotFound`.
         """
-        names = [part.name for part in self.parts()]
-        if names != self._known:
-            self._known, self._genealogy = names, Genealogy(self._cached(COLUMNS))
-        row = self._genealogy.row(generation, index) if self._genealogy else None
-        if row is None or self._genealogy is None:
+        table = self._cached(COLUMNS)
+        if self._genealogy is None or self._genealogy[0] is not table:
+            self._genealogy = table, Genealogy(table)
+        genealogy = self._genealogy[1]
+        row = genealogy.row(generation, index)
+        if row is None:
             raise NotFound(f"{self.path} has no candidate {generation}:{index}. Run: evometa archive ls {self.path}")
-        return self._genealogy.ancestry(row, depth)
+        return genealogy.ancestry(row, depth)
 
     def block(self, first: int) -> pa.Table:
         """The table of the part that starts at generation `first`. Raises `NotFound`."""
@@ -221,12 +222,15 @@ class Archive:
     def _cached(self, columns: tuple[str, ...]) -> pa.Table:
         """Some columns of all parts; parts never change, so only new ones are read when asked again."""
         parts = self.parts()
-        for part in parts:
-            if (part.name, columns) not in self._tables:
-                self._tables[part.name, columns] = part.read(columns)
-        tables = list(self._no_overlap(iter([self._tables[part.name, columns] for part in parts])))
-        table = pa.concat_tables(tables) if tables else empty(pa.schema([LINEAGE.field(n) for n in columns]))
-        return table.combine_chunks()
+        names = [part.name for part in parts]
+        known, table = self._tables.get(columns, ([], empty(pa.schema([LINEAGE.field(name) for name in columns]))))
+        if names != known:
+            if names[: len(known)] != known:  # `repair` or another hand took parts away
+                known, table = [], table.slice(0, 0)
+            new = (part.read(columns) for part in parts[len(known) :])
+            table = pa.concat_tables([table.slice(0, 0), *self._no_overlap(chain([table], new))]).combine_chunks()
+            self._tables[columns] = names, table
+        return table
 
 
 def unnest_scores(table: pa.Table) -> pa.Table:

@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from evometa.archives.schema import JUDGEMENTS, LINEAGE, NUMBERS, PARENT, SCORE, TIMINGS, WORDS, arrow, column, numbers
+from evometa.archives.schema import (
+    JUDGEMENTS,
+    LINEAGE,
+    NUMBERS,
+    PARENT,
+    SCORE,
+    TIMINGS,
+    WORDS,
+    arrow,
+    column,
+    numbers,
+    texts,
+)
 from evometa.errors import IntegrityError
 from evometa.space import Space
 from evometa.types import Block, Cell, Failure, Scores
@@ -56,7 +68,7 @@ def lineage_table(
         "generation": np.repeat(np.arange(block.first, block.first + generations, dtype=np.int32), population),
         "index": np.tile(np.arange(population, dtype=np.int32), generations),
         "parents": known_parents,
-        "operator": pa.array(operators, pa.string()).take(arrow(np.minimum(counts, 2))),
+        "operator": texts(operators).take(arrow(np.minimum(counts, 2))),
         "genome": _lists(genomes, "genome"),
         "params": params,
         "choices": choices,
@@ -64,7 +76,7 @@ def lineage_table(
         "objectives": _lists(fitness, "objectives"),
         "descriptor": _lists(descriptor, "descriptor"),
         "support_loss": _nulls(metrics["support_loss"]) if "support_loss" in metrics else None,
-        "failure": pa.array(FAILURES, pa.string()).take(arrow(np.asarray(scores.failure, np.int8).reshape(n))),
+        "failure": texts(FAILURES).take(arrow(np.asarray(scores.failure, np.int8).reshape(n))),
         "message": _messages(block, population, n),
         "phase": _same("search", n),
         "level": np.zeros(n, np.int32),
@@ -121,7 +133,17 @@ def block_from_table(
 
 def judgements_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows of schema `JUDGEMENTS`, one mapping per re-judged candidate and cell; what is left out is null."""
-    return _from_mappings(rows, JUDGEMENTS)
+    rows = list(rows)
+    unknown = {name for row in rows for name in row} - set(JUDGEMENTS.names)
+    if unknown:
+        raise IntegrityError(f"archive: expected the columns {JUDGEMENTS.names}, got unknown {sorted(unknown)}")
+    arrays = []
+    for field in JUDGEMENTS:
+        values = [row.get(field.name) for row in rows]
+        if pa.types.is_map(field.type):
+            values = [list(value.items()) if isinstance(value, Mapping) else value for value in values]
+        arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=JUDGEMENTS)
 
 
 def timings_table(
@@ -134,11 +156,17 @@ def timings_table(
     extras: str | None = None,
 ) -> pa.Table:
     """One row of schema `TIMINGS` for a block; the host is this one."""
-    row = dict(
-        run=run, first_generation=first_generation, generations=generations, seconds=seconds,
-        host=platform.node(), attempts=attempts, candidates=candidates, extras=extras,
-    )  # fmt: skip
-    return _from_mappings([row], TIMINGS)
+    columns = {
+        "run": _same(run, 1),
+        "first_generation": np.array([first_generation], np.int32),
+        "generations": np.array([generations], np.int32),
+        "seconds": np.array([seconds], np.float64),
+        "host": _same(platform.node(), 1),
+        "attempts": np.array([attempts], np.int32),
+        "candidates": np.array([candidates], np.int64),
+        "extras": texts([extras]),
+    }
+    return _table(columns, TIMINGS, 1)
 
 
 # --- arrays to columns ----------------------------------------------------------------------------
@@ -155,22 +183,8 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema, n: int) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _from_mappings(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    rows = list(rows)
-    unknown = {name for row in rows for name in row} - set(schema.names)
-    if unknown:
-        raise IntegrityError(f"archive: expected the columns {schema.names}, got unknown {sorted(unknown)}")
-    arrays = []
-    for field in schema:
-        values = [row.get(field.name) for row in rows]
-        if pa.types.is_map(field.type):
-            values = [list(value.items()) if isinstance(value, Mapping) else value for value in values]
-        arrays.append(pa.array(values, field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
 def _same(text: str, n: int) -> pa.Array:
-    return pa.array([text], pa.string()).take(arrow(np.zeros(n, np.int32)))
+    return texts([text]).take(arrow(np.zeros(n, np.int32)))
 
 
 def _offsets(n: int, width: int) -> pa.Array:
@@ -188,7 +202,7 @@ def _nulls(values: np.ndarray) -> pa.Array:
 
 def _map(names: Sequence[str], values: np.ndarray, of: pa.DataType) -> pa.Array:
     n = len(values)
-    keys = pa.array(names, pa.string()).take(arrow(np.tile(np.arange(len(names), dtype=np.int32), n)))
+    keys = texts(names).take(arrow(np.tile(np.arange(len(names), dtype=np.int32), n)))
     return pa.MapArray.from_arrays(_offsets(n, len(names)), keys, _nulls(values.ravel()), type=of)
 
 
@@ -203,9 +217,9 @@ def _decoded(space: Space, genomes: np.ndarray) -> tuple[pa.Array, pa.Array]:
     for i, (name, index) in enumerate(choices.items()):
         codes[:, i] = index + len(words)
         words += [str(choice) for choice in columns[name].choices]
-    keys = pa.array(list(choices), pa.string()).take(arrow(np.tile(np.arange(len(choices)), n)))
-    texts = pa.array(words, pa.string()).take(arrow(codes.ravel()))
-    made = pa.MapArray.from_arrays(_offsets(n, len(choices)), keys, texts, type=WORDS)
+    keys = texts(list(choices)).take(arrow(np.tile(np.arange(len(choices)), n)))
+    values_of = texts(words).take(arrow(codes.ravel()))
+    made = pa.MapArray.from_arrays(_offsets(n, len(choices)), keys, values_of, type=WORDS)
     return _map(list(reals), values, NUMBERS), made
 
 
@@ -221,10 +235,15 @@ def _parents(parents: np.ndarray) -> tuple[np.ndarray, pa.Array]:
 def _scores(loss: np.ndarray, evaluated: np.ndarray, cells: Sequence[Cell]) -> pa.Array:
     n, width = loss.shape
     tile = arrow(np.tile(np.arange(width, dtype=np.int32), n))
-    arrays = [pa.array([getattr(cell, f.name) for cell in cells], f.type).take(tile) for f in list(SCORE)[:4]]
+    arrays = [_of_cells(cells, f.name).take(tile) for f in list(SCORE)[:4]]
     arrays.append(arrow(loss.ravel(), ~evaluated.ravel()))
     made = pa.StructArray.from_arrays(arrays, fields=list(SCORE))
     return pa.ListArray.from_arrays(_offsets(n, width), made, type=LINEAGE.field("scores").type)
+
+
+def _of_cells(cells: Sequence[Cell], name: str) -> pa.Array:
+    values = [getattr(cell, name) for cell in cells]
+    return arrow(np.array(values, np.int32)) if name == "replicate" else texts(values)
 
 
 def _mean(values: Any, evaluated: np.ndarray) -> np.ndarray:
@@ -244,10 +263,10 @@ def _steps(values: Any, evaluated: np.ndarray) -> pa.Array | None:
 def _messages(block: Block, population: int, n: int) -> pa.Array:
     if not block.messages:
         return pa.nulls(n, pa.string())
-    texts: list[str | None] = [None] * n
+    said: list[str | None] = [None] * n
     for (generation, index), text in block.messages.items():
-        texts[(generation - block.first) * population + index] = text
-    return pa.array(texts, pa.string())
+        said[(generation - block.first) * population + index] = text
+    return texts(said)
 
 
 # --- columns to arrays ----------------------------------------------------------------------------
@@ -273,8 +292,7 @@ def _losses(table: pa.Table, cells: Sequence[Cell], n: int) -> tuple[Any, Any]:
     for f in list(SCORE)[:4]:
         if wrong:
             break
-        expected = pa.array([getattr(cell, f.name) for cell in cells], f.type)
-        wrong = not flat.field(f.name).equals(expected.take(tile))
+        wrong = not flat.field(f.name).equals(_of_cells(cells, f.name).take(tile))
     if wrong:
         raise IntegrityError(
             f"lineage: expected the {len(cells)} cells of this task in every row, got others."

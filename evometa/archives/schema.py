@@ -8,6 +8,7 @@ versions only add nullable columns.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -128,7 +129,7 @@ def column(table: pa.Table, name: str) -> np.ndarray:
 
 
 def numbers(array: pa.Array) -> np.ndarray:
-    """An Arrow array of numbers or bools as a read-only NumPy array `[N]`, nulls as zero.
+    """An Arrow array of numbers or bools as a NumPy array `[N]`, nulls as zero.
 
     Not `to_numpy`, which imports pandas: half a second, where a resume or `archive top` takes less.
     """
@@ -147,6 +148,15 @@ def arrow(values: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
     values = np.ascontiguousarray(values)
     valid = None if missing is None else pa.py_buffer(np.packbits(~missing, bitorder="little"))
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [valid, pa.py_buffer(values)])
+
+
+def texts(values: Sequence[str | None]) -> pa.Array:
+    """Strings as an Arrow array. (`pa.array` would import pandas.)"""
+    data = [(value or "").encode(errors="replace") for value in values]  # an error message may hold anything
+    offsets = np.cumsum([0, *map(len, data)], dtype=np.int32)
+    valid = np.packbits(np.array([value is not None for value in values], bool), bitorder="little")
+    buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(b"".join(data))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
 def _text(of: pa.DataType) -> str:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from evometa.errors import EvometaError, IntegrityError, StorageError
 
 STAGING = ".staging"
+FOLDERS = ("lineage", "timings", "judgements", "checkpoints")
 CURES = {
     errno.ENOSPC: "the disk is full. Free some space, then: evometa resume {run}",
     errno.EDQUOT: "your disk quota is used up. Free some space, then: evometa resume {run}",
@@ -136,12 +137,20 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep(run_folder: Path) -> list[str]:
-    """Remove what crashed writers left in `.staging`; call it only while holding the run's lock."""
-    staging = Path(run_folder) / STAGING
-    names = sorted(os.listdir(staging)) if staging.is_dir() else []
-    with storage(staging):
+    """Tidy up behind a writer that died, before going on; call it only while holding the run's lock.
+
+    Removes what it left in `.staging` (the names are returned), and makes durable what it had named but
+    could not acknowledge any more: what is built upon next must not vanish in a power cut.
+    """
+    run_folder = Path(run_folder)
+    staging = run_folder / STAGING
+    with storage(run_folder):
+        names = sorted(os.listdir(staging)) if staging.is_dir() else []
         for name in names:
             os.unlink(staging / name)
+        for folder in (run_folder, *(run_folder / name for name in FOLDERS)):
+            if folder.is_dir():
+                sync_folder(folder)
     return names
 
 
@@ -161,7 +170,7 @@ def storage(path: Path) -> Iterator[None]:
 
 
 def _run_of(path: Path) -> Path:
-    inside = {"lineage", "timings", "judgements", "checkpoints", "cells", STAGING}
+    inside = {*FOLDERS, "cells", STAGING}
     return path.parent.parent if path.parent.name in inside else path if path.is_dir() else path.parent
 
 

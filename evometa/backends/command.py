@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def run_cell(
 def call(
     role: str, command: Sequence[str], request: Mapping[str, Any], deadline: float | None, limit: float | None
 ) -> str:
+    """What a command printed, given one JSON object on standard input.
+
+    Raises `RuntimeError` with its last words where it fails or cannot be started, `TimeoutError` at the deadline.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             process = subprocess.Popen(
@@ -70,10 +75,8 @@ def call(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of the process group: also children that outlived a command that ended well."""
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

@@ -12,7 +12,6 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 from evometa.backends import command, python
@@ -33,9 +32,13 @@ Outcome = dict[str, Any]
 class Journal(Protocol):
     """Where finished units of an unfinished generation are kept."""
 
-    def get(self, generation: int, unit: tuple[int, str, int]) -> Outcome | None: ...
+    def get(self, generation: int, unit: tuple[int, str, int]) -> Outcome | None:
+        """What the unit came to, where it was finished before."""
+        ...
 
-    def put(self, generation: int, unit: tuple[int, str, int], outcome: Outcome) -> None: ...
+    def put(self, generation: int, unit: tuple[int, str, int], outcome: Outcome) -> None:
+        """Keep what the unit came to."""
+        ...
 
 
 class HostCells:
@@ -152,10 +155,3 @@ def _wrong(values: Any, task: Task) -> tuple[Failure, str]:
 def _integer_keys(key: Any, queries: tuple[str, ...]) -> tuple[int, dict[str, int]]:
     fit_key, judge_keys = fit_and_judge_keys(key, queries)
     return as_int(fit_key), {query: as_int(value) for query, value in judge_keys.items()}
-
-
-def preflight(task: Task, loaded: Sequence[Loaded]) -> Outcome:
-    """The baseline's first training and judgement: what a run of this task would meet."""
-    keys = _integer_keys(jax.random.key(0), task.query_names)
-    candidate = task.space.decode_host(task.space.encode(task.baseline))
-    return run_unit(task, candidate, *keys, loaded[0])

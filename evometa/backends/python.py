@@ -54,7 +54,8 @@ def _alarm(seconds: float | None) -> Iterator[None]:
         return
     if threading.current_thread() is not threading.main_thread():
         raise UsageError(
-            "a time limit for Python cells works in the main thread only. Set time_limit=None, or run from the main thread"
+            "a time limit for Python cells works in the main thread only."
+            " Set time_limit=None, or run from the main thread"
         )
 
     def ring(*_: Any) -> None:

@@ -170,7 +170,7 @@ class CompiledCells:
             # Padded to the whole population, so that each value of the static columns compiles once.
             filled = np.concatenate([genomes[rows], np.repeat(genomes[rows[:1]], len(genomes) - len(rows), axis=0)])
             raw = self._static_cache[value](keys, jnp.asarray(filled), self.data)
-            parts.append((rows, jax.tree.map(lambda x, n=len(rows): np.asarray(x)[:n], raw)))
+            parts.append((rows, _head(raw, len(rows))))
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         return jax.tree.map(lambda *x: np.concatenate(x)[order], *[raw for _, raw in parts])
 
@@ -218,6 +218,11 @@ class CompiledCells:
 
     def _queries_of(self, domain: str) -> Mapping[str, Any]:
         return self.task.domain(domain).queries
+
+
+def _head(raw: Raw, count: int) -> Raw:
+    """The first `count` candidates, as NumPy."""
+    return jax.tree.map(lambda x: np.asarray(x)[:count], raw)
 
 
 def layout(task: Task, loaded: Sequence[Loaded], replicates: int) -> tuple[Cell, ...]:

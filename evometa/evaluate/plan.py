@@ -45,7 +45,8 @@ class Plan:
         if count < self.devices:
             raise ResumeMismatch(
                 f"the plan wants {self.devices} {self.platform} devices, this process has {count}."
-                f' Call jax.config.update("jax_num_cpu_devices", {self.devices}) before JAX starts, or use the evometa command'
+                f' Call jax.config.update("jax_num_cpu_devices", {self.devices}) before JAX starts,'
+                " or use the command line"
             )
 
 

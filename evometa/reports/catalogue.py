@@ -165,7 +165,8 @@ def strategy_text(data: Mapping[str, Any]) -> str:
         ),
         "",
     )
-    return f"{_title(data['name'], data['summary'])}\n{_facts(facts)}\nRun it: evometa run ladder --strategy {data['name']}{example}"
+    command = f"evometa run ladder --strategy {data['name']}{example}"
+    return f"{_title(data['name'], data['summary'])}\n{_facts(facts)}\nRun it: {command}"
 
 
 # --- shared --------------------------------------------------------------------------------------------

@@ -114,12 +114,13 @@ class Live:
         due = now - self.look_at >= _LOOK_SECONDS and self.looked <= _LOOK_SHARE * (now - self.started)
         if not due:
             return
-        began = time.monotonic()
+        began, first = time.monotonic(), not np.isfinite(self.validation)
         genome = np.asarray(self.session.strategy.recommend(state), np.float32)[None]
         judged = self.session.validation().judge(genome, 1, self.session.spec.seed, Stream.CHECK, 0)
         self.validation = float(judged.losses(task.objectives[0].query).mean())
         self.look_at = time.monotonic()
-        self.looked += self.look_at - began
+        # The first look compiles: that would use up the share for minutes.
+        self.looked += 0.0 if first else self.look_at - began
 
 
 def _clock(seconds: float) -> str:

@@ -181,7 +181,10 @@ def opening_table(result: Mapping[str, Any]) -> str:
     words = (
         f"overall {_cell(o['difference'])} {interval_text(o['low'], o['high'])} ({o['estimand']}; unit: {o['unit']})"
     )
-    head = f"{result['run']}, opening {result['opening']}, {result['seeds']} seeds; difference = champion - baseline, negative is better"
+    head = (
+        f"{result['run']}, opening {result['opening']}, {result['seeds']} seeds;"
+        " difference = champion - baseline, negative is better"
+    )
     looks = _looks(result["looks"]).strip()
     return "\n".join([head, table(rows), words, *([looks] if looks else [])])
 
@@ -201,7 +204,8 @@ def demo_table(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "",
-            f"Sealed languages {', '.join(result['domains'])}; {result['seeds']} seeds each; losses in nats per character, lower is better.",
+            f"Sealed languages {', '.join(result['domains'])}; {result['seeds']} seeds each;"
+            " losses in nats per character, lower is better.",
             f"{result['evaluations']} candidates per search. Interval: {result['estimand']}; unit: {result['unit']}.",
             "",
             table(rows),

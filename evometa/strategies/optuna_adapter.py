@@ -58,6 +58,7 @@ def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
     columns = _Columns(space)
 
     def ask(key: Any, state: State) -> tuple[Genomes, Parents, State]:
+        state = _host(state)
         with _quiet() as optuna:
             study = optuna.create_study(sampler=optuna.samplers.TPESampler(**given, seed=_seed(key)))
         study.add_trials([columns.trial(g, f) for g, f in zip(state.genomes, state.fitness, strict=True)])
@@ -67,6 +68,7 @@ def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
 
     def tell(key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
         del key
+        state = _host(state)
         fitness, any_ok = _settle(scores)
         if not any_ok:
             return state
@@ -77,8 +79,9 @@ def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
         )
 
     def recommend(state: State) -> Genome:
+        state = _host(state)
         if not len(state.genomes):
-            return state.start
+            return jnp.asarray(state.start)
         best = np.argsort(state.fitness[:, 0], kind="stable")[:NEIGHBOURS]
         rows, fitness = jnp.asarray(state.genomes[best]), jnp.asarray(state.fitness[best, 0])
         return parts.likely_best(rows, fitness, jnp.isfinite(fitness), near=min(4, len(best)))
@@ -117,6 +120,7 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
             return optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
 
     def ask(key: Any, state: State) -> tuple[Genomes, Parents, State]:
+        state = _host(state)
         # The survivors stand as generation 0 of a fresh study: selection among P of P keeps them all, and
         # what they went through before is already in who survived.
         study = make(_seed(key))
@@ -126,6 +130,7 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
 
     def tell(key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
         del key
+        state = _host(state)
         fitness, any_ok = _settle(scores)
         if not any_ok:
             return state
@@ -143,14 +148,15 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
         return state._replace(genomes=rows[kept], fitness=scored[kept], ids=ids[kept])
 
     def recommend(state: State) -> Genome:
+        state = _host(state)
         if not len(state.genomes):
-            return state.start
+            return jnp.asarray(state.start)
         values = state.fitness.astype(np.float64)
         beaten = np.array([np.any(np.all(values <= v, axis=1) & np.any(values < v, axis=1)) for v in values])
         front = np.flatnonzero(~beaten)
         low, high = values[front].min(axis=0), values[front].max(axis=0)
         gaps = (values[front] - low) / np.where(high > low, high - low, 1.0)
-        return state.genomes[front[np.argmin(np.sum(gaps**2, axis=1))]]
+        return jnp.asarray(state.genomes[front[np.argmin(np.sum(gaps**2, axis=1))]])
 
     return Strategy(
         name, population, _initial(space, objectives), ask, tell, recommend,
@@ -249,6 +255,11 @@ def _initial(space: Space, objectives: int) -> Any:
         )  # fmt: skip
 
     return init
+
+
+def _host(state: State) -> State:
+    """The state as NumPy: walking through the rows of a JAX array costs a dispatch each."""
+    return State(*(np.asarray(part) for part in state))
 
 
 def _seed(key: Any) -> int:
