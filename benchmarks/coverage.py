@@ -150,15 +150,12 @@ def methods(rng: np.random.Generator, trials: int) -> Iterator[Tally]:
     layouts += [(10, 4, 1, 1), (3, 8, 1, 1)]
     for searches, domains, search_sd, domain_sd in layouts:
         where = (
-            f"method: {domains} domains x {searches} search seeds, "
-            f"sd search {search_sd}, domain {domain_sd}, cell 1"
+            f"method: {domains} domains x {searches} search seeds, sd search {search_sd}, domain {domain_sd}, cell 1"
         )
         told = Tally(where, "crossed")
         boot, naive = Tally(where, "stratified bootstrap (naive)"), Tally(where, "pooled t (naive)")
         for trial in range(trials):
-            cells = search_sd * rng.normal(size=(searches, 1)) + rng.normal(
-                size=(searches, domains)
-            )
+            cells = search_sd * rng.normal(size=(searches, 1)) + rng.normal(size=(searches, domains))
             cells += domain_sd * rng.normal(size=(1, domains))
             interval = crossed(cells)
             told.interval(interval.low, interval.high)
@@ -244,9 +241,7 @@ def champions(rng: np.random.Generator, trials: int) -> Iterator[dict[str, objec
             losses = truth[:, None] + rng.normal(size=domains)
             losses = losses + noise * rng.normal(size=(candidates, domains))
             means = losses.mean(1)
-            picks = [
-                (c.index, c.loss) for c in (likely_best(losses), likely_best(losses, evidence=1))
-            ]
+            picks = [(c.index, c.loss) for c in (likely_best(losses), likely_best(losses, evidence=1))]
             picks.append((int(means.argmin()), float(means.min())))
             for method, (index, promised) in zip(methods, picks, strict=True):
                 kept = truth[index]

@@ -286,7 +286,10 @@ def _start_state(path: Path, session: Session) -> Any:
     origin = folder.read_record(path).get("from")
     if not origin:
         return None
-    return _forked_state(folder.find(origin["path"]), origin["generation"], session)
+    # Beside the fork first: a folder of runs may have been moved as a whole.
+    beside = path.parent / origin["run"]
+    parent = beside if (beside / folder.RECORD).is_file() else folder.find(origin["path"])
+    return _forked_state(parent, origin["generation"], session)
 
 
 # --- an ask / tell loop of one's own -----------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -332,6 +333,8 @@ def main() -> None:
     # Found again by resume and fork from wherever Python was started.
     if "" not in sys.path:
         sys.path.insert(0, "")
+    # Outside the search, which has handlers of its own, a termination ends with its code and no traceback.
+    signal.signal(signal.SIGTERM, lambda number, _: _fail("terminated", 128 + number))
     try:
         code = app(standalone_mode=False)
         raise SystemExit(code if isinstance(code, int) else 0)
@@ -357,7 +360,7 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> None:
-    if os.environ.get("EVOMETA_DEBUG"):
+    if os.environ.get("EVOMETA_DEBUG") and sys.exc_info()[0] is not None:
         raise
     print(f"evometa: {text}", file=sys.stderr)
     raise SystemExit(code) from None

@@ -250,7 +250,7 @@ class _Advance:
         first = next(iter(block.messages.values()), f"{Failure(int(failure[0, 0])).name.lower()} loss")
         cure = f"Try: evometa check task {self.session.spec.task}"
         if "ModuleNotFoundError" in first:
-            cure = "Install the package with pip, then: evometa resume " + str(self.path)
+            cure = "Install the package with pip and start a new run: this one keeps its failures"
         raise EvometaError(
             f"every candidate of the first {block.generations} generation(s) failed, the first with: {first}. {cure}"
         )

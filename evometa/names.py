@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -126,11 +127,19 @@ def _from_module(target: str, kind: str) -> Any:
     return getattr(module, attribute)
 
 
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles a task file from its source, always: a bytecode cache goes by the second and the size of the file,
+    and could be older than the code whose digest is recorded."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _from_file(path: Path, attribute: str) -> Any:
     if not path.is_file():
         raise NotFound(f"no file is called {str(path)!r}. Make one with: evometa new task {path.stem}")
     name = f"evometa_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FreshLoader(name, str(path)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -46,25 +46,27 @@ def unseal_together(entries: Sequence[tuple[Path, Session]], seeds: int = FEWEST
         raise UsageError(
             f"expected at least {FEWEST_SEEDS} seeds, got {seeds}. An interval from fewer is not worth an opening"
         )
-    openings = [_Opening(path, session, seeds) for path, session in entries]
+    openings = [_Opening(path, session) for path, session in entries]
     domains = {opening.session.task.split.test for opening in openings}
     if len(domains) > 1:
         raise EvometaError(f"runs that are opened together need the same test domains, got {sorted(domains)}")
     # The same number gives the same keys, so that the runs are judged on the same cells.
     number = max(opening.number for opening in openings)
-    announced = [opening.announce(number) for opening in openings]
+    # An opening that is taken up again keeps the seeds that it was announced with.
+    seeds = next((o.begun[number]["seeds"] for o in openings if number in o.begun), seeds)
+    announced = [opening.announce(number, seeds) for opening in openings]
     loaded = [opening.load(number) for opening in openings]
     digests = {domain.name: datasets.digest([domain]) for domain in loaded[0]}
     root, names = entries[0][0].parent, [path.name for path, _ in entries]
     looks = _look(root, names, number, digests, seeds, announced)
-    return [opening.judge(data, number, looks) for opening, data in zip(openings, loaded, strict=True)]
+    return [opening.judge(data, number, looks, seeds) for opening, data in zip(openings, loaded, strict=True)]
 
 
 class _Opening:
     """One run's part in an opening."""
 
-    def __init__(self, path: Path, session: Session, seeds: int) -> None:
-        self.path, self.session, self.seeds = path, session, seeds
+    def __init__(self, path: Path, session: Session) -> None:
+        self.path, self.session = path, session
         if not session.task.split.test:
             raise EvometaError(f"the split of {path.name} has no test domain, so there is nothing to unseal")
         best = champion.last(path)
@@ -72,24 +74,23 @@ class _Opening:
             raise EvometaError(f"{path.name} has no champion yet. Finish it first with: evometa resume {path}")
         self.best = best
         diary = events.read(path)
-        self.begun = {event["opening"]: event["hash"] for event in diary if event["kind"] == "opening"}
+        self.begun = {event["opening"]: event for event in diary if event["kind"] == "opening"}
         finished = {event["opening"] for event in diary if event["kind"] == "opened"}
         pending = set(self.begun) - finished
         self.number = max(pending) if pending else 1 + max(self.begun, default=0)
 
-    def announce(self, number: int) -> str:
+    def announce(self, number: int, seeds: int) -> str:
         """Write the opening to the diary, once; returns the hash of its line, which no other opening has."""
         if number not in self.begun:
             domains = list(self.session.task.split.test)
-            event = events.append(self.path, "opening", opening=number, domains=domains, seeds=self.seeds)
-            self.begun[number] = event["hash"]
-        return self.begun[number]
+            self.begun[number] = events.append(self.path, "opening", opening=number, domains=domains, seeds=seeds)
+        return self.begun[number]["hash"]
 
     def load(self, number: int) -> tuple[datasets.Loaded, ...]:
         task = self.session.task
         return datasets.load(task, task.split.test, datasets.Opening(number))
 
-    def judge(self, loaded: tuple[datasets.Loaded, ...], number: int, looks: int) -> dict[str, Any]:
+    def judge(self, loaded: tuple[datasets.Loaded, ...], number: int, looks: int, seeds: int) -> dict[str, Any]:
         path, session, best = self.path, self.session, self.best
         task, seed = session.task, session.spec.seed
         subjects = [
@@ -99,19 +100,17 @@ class _Opening:
         genomes = np.stack([s.genome for s in subjects])
         journal = journal_for(path, "test", number)
         judge = Judge(task, loaded, session.plan)
-        judged = judge.judge(genomes, self.seeds, seed, Stream.UNSEAL, number, journal)
+        judged = judge.judge(genomes, seeds, seed, Stream.UNSEAL, number, journal)
         rows = judgement_rows(task, path.name, subjects, judged, "test", number, seed)
         commit(path / "judgements", judgements_table(rows), number)
-        result = summarize(path.name, number, self.seeds, judged.losses(task.objectives[0].query), judged.domains)
+        result = summarize(path.name, number, seeds, judged.losses(task.objectives[0].query), judged.domains)
         result["looks"] = looks
         driver.record_event(path, "opened", opening=number, looks=looks, overall=result["overall"])
         journal.clear()
         return result
 
 
-def _look(
-    root: Path, runs: list[str], number: int, digests: dict[str, str], seeds: int, announced: list[str]
-) -> int:
+def _look(root: Path, runs: list[str], number: int, digests: dict[str, str], seeds: int, announced: list[str]) -> int:
     """Enter the opening in the ledger, once; returns how many looks at these data that makes.
 
     It is the same look only where the diaries announced it in the same lines: a run that was deleted and made

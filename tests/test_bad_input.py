@@ -111,9 +111,6 @@ WRONG_FILES = {
     "a loader that needs a package": (
         variant(PLAIN, ('"support": n', '"support": lambda: __import__("no_such_package_at_all")')), 1, ["pip install no_such_package_at_all"]
     ),
-    "a fit that needs a package": (
-        variant(PLAIN, ("    time.sleep", "    import no_such_package_at_all\n    time.sleep")), 1, ["no_such_package_at_all", "pip"]
-    ),
     "a missing package inside a JAX fit": (
         variant(RIDGE, ("    def step(w, _):", "    import no_such_package_at_all\n    def step(w, _):")), 1, ["pip install no_such_package_at_all"]
     ),
@@ -148,7 +145,19 @@ def test_when_everybody_fails_the_run_says_why(folder, case):
     loss, word = EVERYBODY_FAILS[case]
     loss_line = '{"loss": bend * (candidate["x"] - 0.1 * query) ** 2 + noise}'
     (folder / "bad.py").write_text(variant(PLAIN, (loss_line, f'{{"loss": {loss}}}')))
-    one_line(cli("run", "bad.py", *QUICK), 1, "every candidate of the first 1 generation(s) failed", word, "evometa check task bad.py")
+    one_line(
+        cli("run", "bad.py", *QUICK),
+        1,
+        "every candidate of the first 1 generation(s) failed",
+        word,
+        "evometa check task bad.py",
+    )
+
+
+def test_a_fit_that_needs_a_package_says_which(folder):
+    text = variant(PLAIN, ("    time.sleep", "    import no_such_package_at_all\n    time.sleep"))
+    (folder / "bad.py").write_text(text)
+    one_line(cli("run", "bad.py", *QUICK), 1, "no_such_package_at_all", "Install the package with pip")
 
 
 def test_when_everybody_fails_in_jax_the_run_says_so(folder):
@@ -201,7 +210,15 @@ def test_a_name_that_is_taken(copies):
     assert lineage_files(copies / "runs/plain") == before
 
 
-RUN_COMMANDS = [("resume",), ("unseal",), ("report",), ("watch", "--once"), ("archive", "ls"), ("archive", "top"), ("archive", "check")]
+RUN_COMMANDS = [
+    ("resume",),
+    ("unseal",),
+    ("report",),
+    ("watch", "--once"),
+    ("archive", "ls"),
+    ("archive", "top"),
+    ("archive", "check"),
+]
 
 
 @pytest.mark.parametrize("command", RUN_COMMANDS, ids=" ".join)
@@ -210,7 +227,12 @@ def test_an_unknown_run_is_named_with_its_nearest(copies, command):
 
 
 def test_unknown_and_malformed_candidates(copies):
-    for words in (("show", "plain", "99:0"), ("show", "plain", "0:99"), ("lineage", "plain", "99:0"), ("scores", "plain", "7:99")):
+    for words in (
+        ("show", "plain", "99:0"),
+        ("show", "plain", "0:99"),
+        ("lineage", "plain", "99:0"),
+        ("scores", "plain", "7:99"),
+    ):
         one_line(cli("archive", *words), 3, words[2])
     for text in ("3", "a:b", "1:2:3", "1:", ":1"):
         one_line(cli("archive", "show", "plain", text), 2, "GENERATION:INDEX", repr(text))

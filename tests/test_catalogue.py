@@ -1,7 +1,5 @@
 """Lists of tasks and strategies: complete, short, and they import no library."""
 
-
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The check must catch tasks that leak, in every kind and form, and pass those that do not."""
 
-
-
 import sys
 from pathlib import Path
 

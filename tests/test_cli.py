@@ -52,7 +52,9 @@ def test_every_command_says_what_it_does_and_speaks_json(words):
     text = COMMANDS[words].help or ""
     assert len(text.split()) > 5, f"{words} is missing its help"
     for parameter in COMMANDS[words].params:
-        assert getattr(parameter, "help", None) or parameter.name == "help", f"{words} {parameter.name} is missing its help"
+        assert getattr(parameter, "help", None) or parameter.name == "help", (
+            f"{words} {parameter.name} is missing its help"
+        )
 
 
 def test_help_imports_nothing_heavy_and_is_quick():
@@ -66,16 +68,23 @@ def test_help_imports_nothing_heavy_and_is_quick():
         best = np.inf
         for _ in range(2):
             began = time.monotonic()
-            done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env=environment(), check=False)
+            done = subprocess.run(
+                [sys.executable, "-c", program, *words], capture_output=True, text=True, env=environment(), check=False
+            )
             best = min(best, time.monotonic() - began)
         loaded = done.stderr.strip().replace("'pydantic'", "")  # typer's own, for the help of a command with options
-        assert done.returncode == 0 and (loaded if len(words) > 1 else done.stderr.strip()) == "[]", (words, done.stderr)
+        assert done.returncode == 0 and (loaded if len(words) > 1 else done.stderr.strip()) == "[]", (
+            words,
+            done.stderr,
+        )
         assert best < 2.0, f"{words} took {best:.2f} s"  # 0.1 s on a quiet machine
 
 
 def test_importing_evometa_imports_nothing_heavy():
     program = f"import sys, evometa; dir(evometa); print([m for m in {HEAVY!r} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -88,7 +97,9 @@ def test_lists_need_no_library_that_searches():
         "print(code, [m for m in ('jax', 'evosax', 'optuna', 'duckdb') if m in sys.modules], file=sys.stderr)"
     )
     for words in (("strategies",), ("strategies", "cma_es")):
-        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env=environment(), check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, env=environment(), check=True
+        )
         assert done.stderr.strip() == "0 []", words
 
 
@@ -105,7 +116,19 @@ def test_no_command_shows_the_help():
 
 
 def test_run_json(folder):
-    arguments = ("run", "plain.py", "--population", 4, "--generations", 2, "--strategy", "genetic", "--name", "x", "--json")
+    arguments = (
+        "run",
+        "plain.py",
+        "--population",
+        4,
+        "--generations",
+        2,
+        "--strategy",
+        "genetic",
+        "--name",
+        "x",
+        "--json",
+    )
     said = cli(*arguments)
     assert said.code == 0
     data = said.data
@@ -188,9 +211,16 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(folder):
 
 def test_settings_reach_the_spec(folder):
     arguments = ("run", "ridge.py", "--dry-run", "--json", "--population", 8, "--seed", 5, "--objective", "home:worst")
-    data = cli(*arguments, "--set", "strategy_options.sigma=0.4", "--set", "champion.observed=2", "--set", "start=center").data
+    data = cli(
+        *arguments, "--set", "strategy_options.sigma=0.4", "--set", "champion.observed=2", "--set", "start=center"
+    ).data
     spec = data["spec"]
-    assert (spec["seed"], spec["strategy_options"], spec["champion"]["observed"], spec["start"]) == (5, {"sigma": 0.4}, 2, "center")
+    assert (spec["seed"], spec["strategy_options"], spec["champion"]["observed"], spec["start"]) == (
+        5,
+        {"sigma": 0.4},
+        2,
+        "center",
+    )
     assert data["task"]["objectives"] == ["home:worst"]
 
 
@@ -213,7 +243,9 @@ def test_what_a_finished_run_suggests_can_be_typed(copies):
 
 def test_a_reader_that_leaves_early_is_no_error(copies):
     script = f"{sys.executable} -m evometa archive scores plain 1:1 | head -n 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], cwd=copies, capture_output=True, text=True, env=environment(), check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=copies, capture_output=True, text=True, env=environment(), check=False
+    )
     assert done.returncode == 0 and done.stderr == ""
 
 

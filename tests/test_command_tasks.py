@@ -1,7 +1,5 @@
 """Python and command tasks through whole runs: whatever goes wrong in a cell is recorded, never the end of the run."""
 
-
-
 import json
 import os
 import signal

@@ -60,7 +60,9 @@ def test_making_and_changing_a_task_calls_no_loader():
 
 def test_the_short_way():
     task = finished(
-        evometa.task(space={"x": real(0, 4)}, domains={"a": {"support": 1, "away": 2, "tags": {"kind": "odd"}}}, runs="python")
+        evometa.task(
+            space={"x": real(0, 4)}, domains={"a": {"support": 1, "away": 2, "tags": {"kind": "odd"}}}, runs="python"
+        )
     )
     assert task.baseline == {"x": 2.0} and task.split == Split(("a",)) and task.name == "task"
     assert task.objective == Objective("away") and task.domains[0].tags == {"kind": "odd"}
@@ -122,7 +124,12 @@ def test_objectives_are_read_and_written_alike(text):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("away:wurst", 'Did you mean "worst"?'), ("away:cvar:0", "0 < fraction <= 1"), ("away:cvar:1.5", "1.5"), ("away:cvar:x", "QUERY")],
+    [
+        ("away:wurst", 'Did you mean "worst"?'),
+        ("away:cvar:0", "0 < fraction <= 1"),
+        ("away:cvar:1.5", "1.5"),
+        ("away:cvar:x", "QUERY"),
+    ],
 )
 def test_wrong_objectives(text, words):
     with pytest.raises(ConfigError) as caught:

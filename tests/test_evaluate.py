@@ -25,7 +25,9 @@ CELLS = [Cell(d, q, "train", r) for d in "abc" for q in ("home", "away") for r i
 def raw(loss, evaluated=None, failure=None):
     loss = jnp.asarray(loss, jnp.float32)
     evaluated = jnp.ones(loss.shape, bool) if evaluated is None else jnp.asarray(evaluated)
-    return Raw(loss, {}, evaluated, jnp.zeros(len(loss), jnp.int8) if failure is None else jnp.asarray(failure, jnp.int8))
+    return Raw(
+        loss, {}, evaluated, jnp.zeros(len(loss), jnp.int8) if failure is None else jnp.asarray(failure, jnp.int8)
+    )
 
 
 # --- reductions ------------------------------------------------------------------------------------------------------
@@ -78,7 +80,9 @@ def test_what_was_not_evaluated_is_no_failure_and_nothing_at_all_is_skipped():
 
 
 def test_what_the_backend_knows_stays_known():
-    scores = settle(raw(np.ones((2, 12)), failure=[Failure.TIMEOUT, Failure.OK]), CELLS, [Objective("away"), Objective("home")])
+    scores = settle(
+        raw(np.ones((2, 12)), failure=[Failure.TIMEOUT, Failure.OK]), CELLS, [Objective("away"), Objective("home")]
+    )
     assert scores.failure.tolist() == [Failure.TIMEOUT, Failure.OK]
     assert scores.fitness.tolist() == [[np.inf, np.inf], [1.0, 1.0]]
 
@@ -153,7 +157,9 @@ def test_a_metric_that_is_no_number_fails_its_candidate():
     broken = task.with_(judge=lambda key, learned, query: {"loss": jnp.float32(1), "mine": jnp.log(learned)})
     cells = CompiledCells(broken, datasets.load(broken, ["a"]), Plan(1, 1, 1), 1)
     found = cells.host(stream_key(0, 0, Stream.EVALUATE), np.array([[0.0], [1.0]], np.float32))
-    negative = 0.1 * float(jax.random.normal(fit_and_judge_keys(cell_keys(stream_key(0, 0, Stream.EVALUATE), ("a",), 1)[0, 0], ())[0]))
+    negative = 0.1 * float(
+        jax.random.normal(fit_and_judge_keys(cell_keys(stream_key(0, 0, Stream.EVALUATE), ("a",), 1)[0, 0], ())[0])
+    )
     assert found.failure.tolist() == [Failure.NONFINITE if negative <= 0 else Failure.OK, Failure.OK]
 
 

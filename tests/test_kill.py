@@ -64,9 +64,7 @@ def test_kills_of_a_python_task_and_no_cell_twice(folder, undisturbed):
     assert said.code == 0, said.err
     assert lineage_files(run) == files
     assert cli("archive", "check", "x").code == 0
-    # Each start trains the baseline once to see whether the task works; beyond that, only what was in flight.
-    starts = kills + 1
-    assert len(cells_of(calls)) <= trainings + starts - 1 + kills
+    assert trainings <= len(cells_of(calls)) <= trainings + kills, "nothing twice but what was in flight"
     assert not list((run / "cells").glob("gen-*"))
 
 
@@ -110,7 +108,7 @@ def test_a_signal_stops_a_run_that_can_be_resumed(folder, undisturbed, number, c
     assert "evometa resume runs/x" in err and out == ""
     assert call(folder, "resume", "x", **env).code == 0
     assert lineage_files(folder / "runs/x") == undisturbed[0]
-    assert len(cells_of(calls)) <= undisturbed[1] + 2
+    assert len(cells_of(calls)) <= undisturbed[1] + 1
 
 
 def test_a_task_cannot_swallow_a_stop(folder):

@@ -25,7 +25,12 @@ def evaluate(key, genomes, data):
     distance = jnp.sum((genomes - jnp.broadcast_to(data, genomes.shape)) ** 2, axis=1, keepdims=True)
     loss = jnp.broadcast_to(distance, (len(genomes), 2)) + jnp.broadcast_to(luck, (len(genomes), 2))
     loss = jnp.where(genomes[:, :1] > 0.95, jnp.nan, loss)
-    return Raw(loss, {"luck": jnp.broadcast_to(luck, loss.shape)}, jnp.ones(loss.shape, bool), jnp.zeros(len(genomes), jnp.int8))
+    return Raw(
+        loss,
+        {"luck": jnp.broadcast_to(luck, loss.shape)},
+        jnp.ones(loss.shape, bool),
+        jnp.zeros(len(genomes), jnp.int8),
+    )
 
 
 TARGET = jnp.array([0.3, 0.6])
@@ -56,11 +61,16 @@ def run(loop, state, generations, step, first=0):
 
 
 def joined(blocks):
-    return [np.concatenate([np.asarray(leaf) for leaf in leaves]) for leaves in zip(*[jax.tree.leaves(b[1:4]) for b in blocks], strict=True)]
+    return [
+        np.concatenate([np.asarray(leaf) for leaf in leaves])
+        for leaves in zip(*[jax.tree.leaves(b[1:4]) for b in blocks], strict=True)
+    ]
 
 
 def equal(one, two):
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
+    return all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["cma_es", "genetic"])

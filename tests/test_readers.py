@@ -48,6 +48,10 @@ def test_pyarrow():
 
 def test_judgements_and_timings_of_all_runs():
     judged = duckdb.sql("SELECT run, label, avg(loss) FROM 'runs/*/judgements/*.parquet' GROUP BY ALL").fetchall()
-    assert {(run, label) for run, label, _ in judged} >= {(run, label) for run in ROWS for label in ("recommendation", "baseline")}
-    seconds = duckdb.sql("SELECT run, sum(candidates), sum(seconds) FROM 'runs/*/timings/*.parquet' GROUP BY run").fetchall()
+    assert {(run, label) for run, label, _ in judged} >= {
+        (run, label) for run in ROWS for label in ("recommendation", "baseline")
+    }
+    seconds = duckdb.sql(
+        "SELECT run, sum(candidates), sum(seconds) FROM 'runs/*/timings/*.parquet' GROUP BY run"
+    ).fetchall()
     assert {run: count for run, count, _ in seconds} == ROWS and all(spent > 0 for *_, spent in seconds)

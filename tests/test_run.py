@@ -44,7 +44,18 @@ def test_where_blocks_are_cut_changes_no_row(copies):
 
 @pytest.mark.parametrize("strategy", ["cma_es", "genetic", "tpe", "snes"])
 def test_one_and_two_host_devices_give_the_same_rows(folder, compile_cache, strategy):
-    arguments = ("run", "ridge.py", "--population", 8, "--generations", 4, "--strategy", strategy, "--set", "plan.chunk=4")
+    arguments = (
+        "run",
+        "ridge.py",
+        "--population",
+        8,
+        "--generations",
+        4,
+        "--strategy",
+        strategy,
+        "--set",
+        "plan.chunk=4",
+    )
     assert cli(*arguments, "--set", "plan.devices=2", "--name", "two").code == 0
     env = {"JAX_COMPILATION_CACHE_DIR": compile_cache} if strategy != "tpe" else {}
     if strategy == "cma_es":  # one process that never had a second device
@@ -66,7 +77,20 @@ def test_strategies_that_jax_cannot_trace_repeat_too(folder, strategy):
 
 def test_an_extended_run_equals_a_longer_one(copies):
     assert cli("resume", "plain", "--generations", 8).code == 0
-    long = ("run", "plain.py", "--population", 8, "--seed", 3, "--generations", 8, "--strategy", "genetic", "--name", "long")
+    long = (
+        "run",
+        "plain.py",
+        "--population",
+        8,
+        "--seed",
+        3,
+        "--generations",
+        8,
+        "--strategy",
+        "genetic",
+        "--name",
+        "long",
+    )
     assert cli(*long).code == 0
     assert rows_digest(copies / "runs/plain") == rows_digest(copies / "runs/long")
     # The block grid is that of a longer run, however the run came there: 12 is cut at 14, and goes on to 16.
@@ -113,13 +137,31 @@ def test_a_grouped_domain_gives_the_bits_it_gives_alone(folder):
     )
     text = text.replace("    split=", "    replicates=2,\n    split=").replace("/ 8", "/ 5")
     (folder / "odd.py").write_text(text)
-    same = ("run", "odd.py", "--population", 4, "--generations", 2, "--strategy", "random_search", "--set", "plan.chunk=2")
+    same = (
+        "run",
+        "odd.py",
+        "--population",
+        4,
+        "--generations",
+        2,
+        "--strategy",
+        "random_search",
+        "--set",
+        "plan.chunk=2",
+    )
     assert cli(*same, "--name", "all").code == 0
     together = cells(folder / "runs/all")
     assert len(together) == 2 * 4 * 10  # w0 and w1 twice 2 queries, w2 without home
     for domain in ("w0", "w1", "w2"):
         rest = [name for name in ("w0", "w1", "w2") if name != domain]
-        split = ("--set", f'split.train=["{domain}"]', "--set", 'split.validation=["w3"]', "--set", f'split.test=["{rest[0]}"]')
+        split = (
+            "--set",
+            f'split.train=["{domain}"]',
+            "--set",
+            'split.validation=["w3"]',
+            "--set",
+            f'split.test=["{rest[0]}"]',
+        )
         assert cli(*same, *split, "--name", domain).code == 0
         alone = cells(folder / f"runs/{domain}")
         assert alone and all(together[name] == loss for name, loss in alone.items())
@@ -143,7 +185,12 @@ def generation_rows(path, first):
 def test_a_fork_with_the_same_strategy_goes_on_as_its_parent(copies):
     for name, at, until, arguments in (
         ("ridge", 6, 12, (*RIDGE, "--set", "plan.block=4")),
-        ("plain", 2, 5, ("run", "plain.py", "--population", 8, "--seed", 3, "--generations", 5, "--strategy", "genetic")),
+        (
+            "plain",
+            2,
+            5,
+            ("run", "plain.py", "--population", 8, "--seed", 3, "--generations", 5, "--strategy", "genetic"),
+        ),
     ):
         said = cli(*arguments, "--from", f"{name}@{at}", "--name", f"{name}-fork", "--json")
         assert said.code == 0, said.err
@@ -171,7 +218,11 @@ def test_a_fork_of_a_fork_and_its_resume(copies):
 def test_a_fork_with_another_seed_starts_at_the_same_state(copies):
     arguments = ("run", "plain.py", "--population", 8, "--seed", 9, "--strategy", "genetic", "--generations", 4)
     assert cli(*arguments, "--from", "plain@2", "--name", "other").code == 0
-    parents = {(p["generation"], p["index"]) for row in Archive(copies / "runs/other").table().to_pylist()[:8] for p in row["parents"]}
+    parents = {
+        (p["generation"], p["index"])
+        for row in Archive(copies / "runs/other").table().to_pylist()[:8]
+        for p in row["parents"]
+    }
     assert parents and {generation for generation, _ in parents} == {1}, "its first parents are the parent run's last"
     assert generation_rows(copies / "runs/other", 0) != generation_rows(copies / "runs/plain", 2)
 

@@ -57,7 +57,9 @@ def spaces(draw):
         elif kind == "categorical":
             columns[f"c{number}"] = categorical(list(range(draw(st.integers(2, 9)))))
         else:
-            columns[f"c{number}"] = weights(draw(st.lists(st.integers(1, 3), max_size=3)), scale=draw(st.floats(1e-3, 1e3)))
+            columns[f"c{number}"] = weights(
+                draw(st.lists(st.integers(1, 3), max_size=3)), scale=draw(st.floats(1e-3, 1e3))
+            )
     return Space(columns)
 
 
@@ -146,21 +148,29 @@ def test_coordinates_are_alike_for_every_kind():
     """Bounded columns lie in [0, 1], log columns in the logarithm, weights in units of their scale."""
     assert SPACE.dimension == 4 + 6 + 4 + 1 + 1
     assert SPACE.bounded.tolist() == [True] * 4 + [False] * 11 + [True]
-    ends = Space({"a": real(-2, 6), "b": log(1e-4, 1), "c": integer(3, 6), "d": categorical("xyz"), "e": weights(1, scale=3)})
+    ends = Space(
+        {"a": real(-2, 6), "b": log(1e-4, 1), "c": integer(3, 6), "d": categorical("xyz"), "e": weights(1, scale=3)}
+    )
     low, high = ends.decode_host(np.zeros(5, np.float32)), ends.decode_host(np.ones(5, np.float32))
     assert (low["a"], low["c"], low["d"], low["e"][0]) == (-2.0, 3, "x", 0.0)
     assert (high["a"], high["c"], high["d"], high["e"][0]) == (6.0, 6, "z", 3.0)
     assert low["b"] == pytest.approx(1e-4) and high["b"] == pytest.approx(1.0)
     middle = ends.decode_host(ends.center)
     assert middle["a"] == 2.0 and middle["b"] == pytest.approx(1e-2) and middle["e"][0] == 0.0
-    bins = [ends.decode_host(np.array([0, 0, u, u, 0], np.float32)) for u in (0.0, 0.24, 0.26, 0.49, 0.51, 0.74, 0.76, 1.0)]
+    bins = [
+        ends.decode_host(np.array([0, 0, u, u, 0], np.float32)) for u in (0.0, 0.24, 0.26, 0.49, 0.51, 0.74, 0.76, 1.0)
+    ]
     assert [row["c"] for row in bins] == [3, 3, 4, 4, 5, 5, 6, 6]
 
 
 def test_candidates_are_plain_python_on_the_host():
     candidate = SPACE.decode_host(np.full(SPACE.dimension, 0.4, np.float32))
     assert list(candidate) == ["rate", "net", "rule", "bias", "one", "depth"]
-    assert type(candidate["rate"]) is float and type(candidate["net"]["width"]) is int and type(candidate["net"]["act"]) is str
+    assert (
+        type(candidate["rate"]) is float
+        and type(candidate["net"]["width"]) is int
+        and type(candidate["net"]["act"]) is str
+    )
     assert candidate["rule"].dtype == np.float64 and candidate["rule"].shape == (2, 3)
 
 

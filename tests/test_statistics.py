@@ -87,9 +87,7 @@ def test_a_family_is_one_unit():
 @pytest.mark.parametrize("n", [2, 3, 5, 8, 11])
 def test_sign_flip_equals_scipys_permutation_test(n):
     x = draws(n, seed=n) + 0.4
-    known = stats.permutation_test(
-        (x,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=10**6
-    )
+    known = stats.permutation_test((x,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=10**6)
     assert sign_flip(x) == (pytest.approx(known.pvalue), "exact")
 
 
@@ -193,9 +191,7 @@ def test_intervals_scale_and_mirror(values, power, flip):
     for function in (over_seeds, over_domains, crossed):
         one, other = function(x), function(x * factor)
         ends = sorted([other.low / factor, other.high / factor])
-        np.testing.assert_allclose(
-            [other.difference / factor, *ends], one[:3], rtol=1e-12, atol=1e-12
-        )
+        np.testing.assert_allclose([other.difference / factor, *ends], one[:3], rtol=1e-12, atol=1e-12)
         assert one.p_value == pytest.approx(other.p_value)
 
 
@@ -283,9 +279,7 @@ def test_over_seeds_covers_these_domains():
 def test_crossed_covers_new_searches_on_new_domains():
     rng, trials, hits = np.random.default_rng(3), 1500, 0
     for _ in range(trials):
-        told = crossed(
-            rng.normal(size=(10, 1)) + rng.normal(size=(1, 8)) + rng.normal(size=(10, 8))
-        )
+        told = crossed(rng.normal(size=(10, 1)) + rng.normal(size=(1, 8)) + rng.normal(size=(10, 8)))
         hits += told.low <= 0 <= told.high
     assert 0.94 < hits / trials < 0.99  # a little wide, by the smaller count
 
@@ -417,7 +411,5 @@ def test_few_cells_degenerate_gracefully():
 
 
 def test_statistics_needs_neither_jax_nor_scipy_to_import():
-    code = (
-        "import sys, evometa.statistics; sys.exit('jax' in sys.modules or 'scipy' in sys.modules)"
-    )
+    code = "import sys, evometa.statistics; sys.exit('jax' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

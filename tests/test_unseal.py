@@ -23,7 +23,7 @@ from evometa.folder import locked
 pytest_plugins = ["shared"]
 
 # Loaders that say so in $EVOMETA_TEST_LOADS.
-LAZY = '''
+LAZY = """
 import os
 import numpy as np
 import evometa
@@ -48,7 +48,7 @@ def fit(key, candidate, support):
 @task.judge
 def judge(key, learned, query):
     return {"loss": (learned - 0.3) ** 2 + np.random.default_rng(key).normal() * query * 0.01}
-'''
+"""
 
 
 def test_nobody_but_unseal_loads_a_test_domain(tmp_path, monkeypatch):
@@ -93,7 +93,9 @@ def test_a_permission_is_made_in_one_place():
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             called = node.func if isinstance(node, ast.Call) else None
-            name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+            name = (
+                called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+            )
             if name == "Opening":
                 makers.add(path.relative_to(package).as_posix())
     assert makers == {"unseal.py"}
@@ -115,13 +117,17 @@ def explode():
 
 
 def rows_of(run, opening=1):
-    rows = [row for row in Archive(run).judgements().to_pylist() if row["phase"] == "test" and row["opening"] == opening]
+    rows = [
+        row for row in Archive(run).judgements().to_pylist() if row["phase"] == "test" and row["opening"] == opening
+    ]
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     seeds = 1 + max(row["replicate"] for row in rows)
     loss = np.full((2, len(domains), seeds), np.nan)
     for row in rows:
         if row["query"] == "away":
-            loss[["champion", "baseline"].index(row["label"]), domains.index(row["domain"]), row["replicate"]] = row["loss"]
+            loss[["champion", "baseline"].index(row["label"]), domains.index(row["domain"]), row["replicate"]] = row[
+                "loss"
+            ]
     return domains, loss
 
 
@@ -139,14 +145,24 @@ def test_the_result_equals_a_calculation_by_hand(copies, seeds):
     for d, row in enumerate(result["domains"]):
         assert list(row) == ["domain", "champion", "baseline", "difference", "low", "high"]
         half = stats.t.ppf(0.975, seeds - 1) * difference[d].std(ddof=1) / np.sqrt(seeds)
-        expected = [loss[0, d].mean(), loss[1, d].mean(), difference[d].mean(), difference[d].mean() - half, difference[d].mean() + half]
+        expected = [
+            loss[0, d].mean(),
+            loss[1, d].mean(),
+            difference[d].mean(),
+            difference[d].mean() - half,
+            difference[d].mean() + half,
+        ]
         assert row["domain"] == domains[d]
         assert np.allclose([row[k] for k in list(row)[1:]], expected, rtol=1e-6)
     means = difference.mean(axis=1)
     half = stats.t.ppf(0.975, 1) * means.std(ddof=1) / np.sqrt(2)
     overall = result["overall"]
     assert list(overall) == ["difference", "low", "high", "estimand", "unit"] and overall["unit"] == "domain"
-    assert np.allclose([overall[k] for k in ("difference", "low", "high")], [means.mean(), means.mean() - half, means.mean() + half], rtol=1e-6)
+    assert np.allclose(
+        [overall[k] for k in ("difference", "low", "high")],
+        [means.mean(), means.mean() - half, means.mean() + half],
+        rtol=1e-6,
+    )
 
 
 def test_a_single_domain_has_the_inner_seed_as_its_unit(copies):
@@ -299,7 +315,9 @@ def test_the_champion_is_judged_on_validation_with_fresh_keys(copies):
         if row["query"] == "away" and row["label"] != "baseline":
             by_hand.setdefault(tuple(row["genome"]), []).append(row["loss"])
     means = {genome: np.mean(loss) for genome, loss in by_hand.items()}
-    assert np.isclose(means[tuple(float(x) for x in best.genome)], best.validation, atol=np.ptp(list(means.values())) + 1e-6)
+    assert np.isclose(
+        means[tuple(float(x) for x in best.genome)], best.validation, atol=np.ptp(list(means.values())) + 1e-6
+    )
     assert len(means) == 5
 
 
@@ -333,9 +351,24 @@ def test_on_pure_noise_a_champion_promises_nothing(folder):
 
 def test_an_objective_of_the_tail_has_a_champion_too(folder):
     arguments = ("run", "plain.py", "--population", 6, "--generations", 2, "--strategy", "genetic", "--name", "x")
-    assert cli(*arguments, "--objective", "away:worst", "--set", 'split.train=["d0","d1"]', "--set", 'split.validation=["d2","d3"]').code == 0
+    assert (
+        cli(
+            *arguments,
+            "--objective",
+            "away:worst",
+            "--set",
+            'split.train=["d0","d1"]',
+            "--set",
+            'split.validation=["d2","d3"]',
+        ).code
+        == 0
+    )
     best = api.open("runs/x").champion
-    rows = [row for row in Archive(folder / "runs/x").judgements().to_pylist() if row["genome"] == [float(g) for g in best.genome]]
+    rows = [
+        row
+        for row in Archive(folder / "runs/x").judgements().to_pylist()
+        if row["genome"] == [float(g) for g in best.genome]
+    ]
     per_domain = {}
     for row in rows:
         if row["label"] != "baseline":

@@ -53,8 +53,9 @@ class Plan:
 # A chunk's live memory should stay in a core's own cache; larger chunks ran slower or no faster.
 _CACHE_BYTES = 1 << 20
 _LARGEST_CHUNK = 32
-# Small matrices on one core: enough to place a block between a tenth of a second and some seconds.
-_FLOPS_PER_SECOND = 5e9
+# What one core did on this count of arithmetic for the built-in tasks (50 to 100 of the counted GFLOP a second;
+# the count is generous). It only places a block between a tenth of a second and some seconds.
+_FLOPS_PER_SECOND = 5e10
 _BLOCK_SECONDS = 0.5
 _LARGEST_BLOCK = 256
 _BLOCK_BYTES = 64 << 20

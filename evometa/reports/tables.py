@@ -13,6 +13,7 @@ import numpy as np
 from evometa import champion, folder
 from evometa.archives import events
 from evometa.archives.read import Archive
+from evometa.errors import IntegrityError
 
 Rows = list[dict[str, Any]]
 
@@ -57,8 +58,12 @@ def runs_rows(out: Path) -> Rows:
     """One row per run in a folder."""
     rows = []
     for path in folder.list_runs(out):
-        record, best = folder.read_record(path), champion.last(path)
-        diary = events.read(path)
+        try:
+            record, best, diary = folder.read_record(path), champion.last(path), events.read(path)
+        except IntegrityError as error:
+            # One damaged run must not hide the others.
+            rows.append({"run": path.name, "task": f"damaged: {error}"})
+            continue
         rows.append(
             {
                 "run": path.name,

@@ -105,3 +105,18 @@ def describe(name: str) -> dict[str, Any]:
         "traceable": entry.traceable,
         "objectives": entry.objectives,
     }
+
+
+def markdown() -> str:
+    """The table in docs/strategies.md, a row per strategy."""
+    lines = [
+        "| strategy | what it is | source | columns | hyperparameters and defaults | population | parents | traceable |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for name, entry in CATALOGUE.items():
+        columns = "all" if entry.searches == EVERY else "numbers"
+        defaults = ", ".join(f"`{key}={value}`" for key, value in entry.defaults.items()) or "none"
+        least = f"{entry.minimum}+{', even' if entry.even else ''}"
+        cells = (f"`{name}`", entry.summary, entry.source, columns, defaults, least, entry.parents)
+        lines.append(f"| {' | '.join(cells)} | {'yes' if entry.traceable else 'no'} |")
+    return "\n".join(lines)

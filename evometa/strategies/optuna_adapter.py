@@ -107,6 +107,8 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
     if isinstance(objectives, bool) or not isinstance(objectives, int) or not 1 <= objectives <= 16:
         raise ConfigError(f"{name}: expected objectives as a whole number in 1 .. 16, got {objectives!r}")
     parts.check_range(name, crossover_prob=(given["crossover_prob"], 0.0, 1.0), eta=(given["eta"], 0.0, 1e3))
+    if given["mutation_prob"] is not None:
+        parts.check_range(name, mutation_prob=(given["mutation_prob"], 0.0, 1.0))
     columns = _Columns(space)
 
     def make(seed: int) -> Any:
