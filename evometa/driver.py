@@ -25,8 +25,9 @@ from evometa.errors import EvometaError, IntegrityError, ResumeMismatch
 from evometa.session import Session, identity_digest
 from evometa.types import Block, Failure, State
 
-# Checkpoints only spare a resume the telling of stored generations again; one a second is plenty.
-_CHECKPOINT_SECONDS = 1.0
+# A checkpoint costs eight fsyncs and only spares a resume what came after it: stored generations are told again,
+# compiled blocks computed again, for as long at the most.
+_CHECKPOINT_SECONDS = 5.0
 
 
 class Watch(Protocol):
