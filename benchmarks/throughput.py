@@ -7,6 +7,7 @@ time is left out on both sides: the peer's scan runs once before it is timed, th
 counted. `recording` is what the archive costs: the same blocks with and without being written.
 
     python benchmarks/throughput.py            # about 5 minutes; writes benchmarks/results/throughput.csv
+    python benchmarks/throughput.py --only 64  # one population; the other rows stay as they are
     python benchmarks/throughput.py --quick    # a smoke test of the script itself
 """
 
@@ -132,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", type=int, choices=(64, 256))
     parser.add_argument("--measure", nargs=3)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -141,7 +143,11 @@ def main() -> None:
         return
     sizes = [(8, 12)] if arguments.quick else [(64, 96), (256, 32)]
     rounds = 1 if arguments.quick else 3
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if arguments.only:
+        sizes = [size for size in sizes if size[0] == arguments.only]
+        with arguments.out.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["population"]) != arguments.only]
     for population, generations in sizes:
         pairs = []
         for _ in range(rounds):
@@ -166,6 +172,7 @@ def main() -> None:
                 "rounds": rounds,
             }
         )
+    rows.sort(key=lambda row: int(row["population"]))
     arguments.out.parent.mkdir(exist_ok=True)
     with arguments.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")

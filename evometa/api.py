@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,8 +164,10 @@ def begin(
     forked, state = (None, None) if fork is None else _fork(fork, out, session)
     path = driver.start(session, out, forked=forked)
     with folder.locked(path):
-        driver.record_event(path, "started", generations=spec.generations, **({"from": forked} if forked else {}))
-        return _finish(path, session, spec.generations, watch, state)
+        digest = hashlib.sha256((path / folder.RECORD).read_bytes()).hexdigest()
+        origin = {"from": forked} if forked else {}
+        driver.record_event(path, "started", generations=spec.generations, run_json_sha256=digest, **origin)
+        return _finish(path, session, spec.generations, watch, None if forked is None else lambda: state)
 
 
 def resume(path: str | Path, *, generations: int | None = None, watch: Watch | None = None) -> Run:
@@ -184,7 +187,8 @@ def resume(path: str | Path, *, generations: int | None = None, watch: Watch | N
         elif generations is not None:
             until = generations
         driver.record_event(path, "resumed", generation=done, until=until)
-        return _finish(path, session, until, watch, _start_state(path, session))
+        forked = bool(folder.read_record(path).get("from"))
+        return _finish(path, session, until, watch, (lambda: _start_state(path, session)) if forked else None)
 
 
 def open(path: str | Path) -> Run:
@@ -194,34 +198,20 @@ def open(path: str | Path) -> Run:
 
 def reopen(path: Path) -> Session:
     """The session of a run on disk, exactly as it was. Raises `ResumeMismatch` where something changed."""
-    from evometa.archives.cells import CellJournal
-
     record = folder.read_record(path)
     spec = build({**record["spec"], "generations": record["generations"], "name": path.name})
-    base, journal = Path(record["folder"]), CellJournal(path / "cells")
-    session = prepare(spec, plan=Plan(**record["plan"]), journal=journal, base=base)
+    session = prepare(spec, plan=Plan(**record["plan"]), base=Path(record["folder"]))
     folder.compare(record, session.identity)
     return session
 
 
-def _finish(path: Path, session: Session, until: int, watch: Watch, state: Any) -> Run:
-    if not session.compiled:
-        session = _with_journal(path, session)
-    state = driver.advance(path, session, until, watch, state)
+def _finish(path: Path, session: Session, until: int, watch: Watch, start: Callable[[], Any] | None) -> Run:
+    state = driver.advance(path, session, until, watch, start)
     best = champion.last(path)
     if best is None or best.generations != until:
         watch.note("choosing the champion on the validation domains")
         champion.choose(path, session, state, until)
     return Run(path)
-
-
-def _with_journal(path: Path, session: Session) -> Session:
-    from evometa.archives.cells import CellJournal
-    from evometa.backends.inline import HostCells
-
-    if isinstance(session.backend, HostCells) and session.backend.journal is None:
-        session.backend.journal = CellJournal(path / "cells")
-    return session
 
 
 def _reference(task: Task | TaskBuilder) -> str:

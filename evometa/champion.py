@@ -16,7 +16,6 @@ from evometa.archives import events
 from evometa.archives.read import Archive
 from evometa.archives.rows import judgements_table
 from evometa.archives.write import commit
-from evometa.contract import Task
 from evometa.errors import EvometaError
 from evometa.evaluate.settle import reduce
 from evometa.judging import Subject, journal_for, judgement_rows
@@ -43,6 +42,9 @@ class Champion(NamedTuple):
 def choose(path: Path, session: Session, state: State, generations: int) -> Champion:
     """Judge the finalists, record the judgements and the choice, and return it.
 
+    With several objectives the strategy's recommendation, a compromise, stands; all objectives are judged and
+    recorded, the first is the one reported.
+
     Deterministic: a repetition after a crash writes the same bytes. Where the split has no validation
     domains, the train domains with fresh keys take their place, and the event says so.
     """
@@ -59,17 +61,22 @@ def choose(path: Path, session: Session, state: State, generations: int) -> Cham
         journal,
     )
     objective = task.objectives[0]
+    several = len(task.objectives) > 1
     rows = judgement_rows(task, path.name, subjects, judged, "validation", 0, spec.seed)
     for row in rows:
         row["role"] = "validation" if task.split.validation else "train"
-    commit(path / "judgements", judgements_table(rows), generations)
+    part = commit(path / "judgements", judgements_table(rows), generations)
     finalists = judged.losses(objective.query)[:-1]  # the baseline, last, is judged for comparison only
     if not np.isfinite(finalists).all(axis=(1, 2)).any():
         raise EvometaError(
             f"none of the {len(finalists)} finalists of {path.name} can be judged on {', '.join(names)}:"
             f" {next(iter(judged.messages.values()), 'their loss is not finite')}"
         )
-    if objective.reduction == "mean":
+    if several:
+        # No order among compromises: the strategy's own stands, and its first objective is what is reported.
+        index, chance = 0, float("nan")
+        promise = float(np.asarray(reduce(judged.loss, judged.cells, objective))[0])
+    elif objective.reduction == "mean":
         choice = likely_best(finalists)
         index, promise, chance = choice.index, choice.loss, float(choice.probability_best[choice.index])
     else:
@@ -90,14 +97,13 @@ def choose(path: Path, session: Session, state: State, generations: int) -> Cham
         chance,
         tuple(names),
     )
-    driver.record_event(path, "champion", **_fields(champion))
+    driver.record_event(path, "champion", judgements=part.name, **_fields(champion))
     journal.clear()
     return champion
 
 
-def last(path: Path, task: Task | None = None) -> Champion | None:
+def last(path: Path) -> Champion | None:
     """The champion that was chosen last, read from the run's folder; None before the first choice."""
-    del task
     chosen = [event for event in events.read(path) if event["kind"] == "champion"]
     if not chosen:
         return None

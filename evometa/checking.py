@@ -58,8 +58,8 @@ def check_task(reference: str) -> Report:
 def _load(reference: str) -> Task:
     if not reference.endswith(".toml"):
         return load_task(reference)
-    from evometa.session import task_from_table
     from evometa.spec import build, read_toml
+    from evometa.spec_task import task_from_table
 
     spec = build(read_toml(Path(reference)), Path(reference))
     return load_task(spec.task, spec.task_options) if isinstance(spec.task, str) else task_from_table(spec.task)

@@ -334,7 +334,7 @@ def main() -> None:
     if "" not in sys.path:
         sys.path.insert(0, "")
     # Outside the search, which has handlers of its own, a termination ends with its code and no traceback.
-    signal.signal(signal.SIGTERM, lambda number, _: _fail("terminated", 128 + number))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False)
         raise SystemExit(code if isinstance(code, int) else 0)
@@ -344,8 +344,8 @@ def main() -> None:
         raise SystemExit(stop.exit_code) from None
     except typer.Abort:
         _fail("stopped", 130)
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
+    except KeyboardInterrupt as stop:
+        _fail(*("terminated", 143) if isinstance(stop, _Terminated) else ("stopped", 130))
     except BrokenPipeError:
         # The reader of our output left (`| head`): nothing to say, and nowhere to say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -357,6 +357,14 @@ def main() -> None:
             _fail(f"{error.strerror or error}: {error.filename or ''}".strip(": "), 74)
         first = (str(error).splitlines() or [""])[0]
         _fail(f"unexpected {type(error).__name__}: {first} (see it whole with: evometa --debug ...)", 1)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as an exception that no task's code takes for its own: neither Exception nor SystemExit."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _fail(text: str, code: int) -> None:

@@ -80,10 +80,17 @@ def lineage(
 ) -> None:
     """The ancestors of a candidate, back to the first generation."""
     from evometa.archives.read import Archive
+    from evometa.folder import read_record
     from evometa.reports.tables import ancestry_text
 
-    data = Archive(_path(run)).ancestry(*_candidate(candidate), depth)
-    emit(_finite(data), as_json, lambda: ancestry_text(data))
+    path = _path(run)
+    data, origin = Archive(path).ancestry(*_candidate(candidate), depth), read_record(path).get("from")
+
+    def text() -> str:
+        forked = f"\na fork: ancestors before generation {origin['first']} are in {origin['run']}" if origin else ""
+        return ancestry_text(data) + forked
+
+    emit(_finite(data), as_json, text)
 
 
 @archive.command("scores")

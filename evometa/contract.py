@@ -144,6 +144,7 @@ class Task:
     black_box: bool = False  # one function that sees everything: nothing is held out by construction
     controls: Mapping[str, Callable[[], Task]] = field(default_factory=dict)
     source: str = ""  # where a reader finds it: module or file
+    folder: str = ""  # where a command task's relative paths start; set by a run, empty for the current folder
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", tuple(self.domains))
@@ -309,8 +310,15 @@ def command_task(*, fit: Sequence[str], judge: Sequence[str], time_limit: float 
     `fit` is run with one JSON object on standard input, `{"candidate", "key", "support", "learned"}`:
     `support` is the domain's support (a path, or any JSON value), `learned` an empty folder to leave
     things in. `judge` gets `{"key", "learned", "query"}` and prints its metrics as one JSON object on the
-    last line of standard output. Relative paths in the commands are taken from the current folder.
+    last line of standard output. Relative paths, in the commands and in the data, are taken from the folder
+    where the run was started.
     """
+    for role, command in (("fit", fit), ("judge", judge)):
+        if isinstance(command, str):  # a sequence too: of letters
+            raise ConfigError(
+                f"command_task: {role} expected a list of words such as ['python', 'train.py'],"
+                f" got the string {command!r}"
+            )
     builder = task(runs="command", time_limit=time_limit, **fields)
     builder.fit(list(fit))  # type: ignore[arg-type]
     builder.judge(list(judge))  # type: ignore[arg-type]

@@ -115,8 +115,9 @@ def _result(paths: dict[str, Path]) -> dict[str, Any]:
 
 def _losses(path: Path) -> dict[str, Any]:
     """`{label: {query: [domains, seeds]}}` of the run's first opening."""
+    opening = next(event["opening"] for event in events.read(path) if event["kind"] == "opened")
     table = Archive(path).judgements()
-    table = table.filter((pc.field("phase") == "test") & (pc.field("opening") == 1))
+    table = table.filter((pc.field("phase") == "test") & (pc.field("opening") == opening))
     domains = list(dict.fromkeys(table["domain"].to_pylist()))
     rows = table.select(["label", "query", "domain", "replicate", "loss"]).to_pylist()
     out: dict[str, Any] = {"domains": domains}

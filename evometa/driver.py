@@ -6,7 +6,7 @@ import hashlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -82,9 +82,9 @@ class _Dropped(BaseException):
 class _Stop:
     """SIGINT and SIGTERM while a run is under way.
 
-    A compiled block is finished and committed first. A host loop is left at once: its finished cells are
-    durable, the unfinished one is not worth waiting for. A second signal drops everything at once, which
-    is no more than a kill -9.
+    A compiled block is finished and committed first. A host loop is left at once: a Python or command task's
+    finished cells are durable, and no other generation is worth waiting for. A second signal drops everything at
+    once, which is no more than a kill -9.
     """
 
     def __init__(self, path: Path, watch: Watch) -> None:
@@ -131,11 +131,14 @@ def start(session: Session, out: Path, *, forked: dict[str, Any] | None = None) 
     return folder.create(out, spec.name, default, record)
 
 
-def advance(path: Path, session: Session, until: int, watch: Watch, start_state: State | None = None) -> State:
+def advance(
+    path: Path, session: Session, until: int, watch: Watch, start_state: Callable[[], State] | None = None
+) -> State:
     """Carry a run to `until` generations; every block is durable before the next begins.
 
-    `start_state` is what a fork starts from. The caller holds the run's lock. Raises `ResumeMismatch`
-    where what is stored and what is computed differ, `Interrupted` on a signal.
+    `start_state` makes what a fork starts from; asked once, then kept as the fork's first checkpoint. The caller
+    holds the run's lock. Raises `ResumeMismatch` where what is stored and what is computed differ, `Interrupted`
+    on a signal.
     """
     return _Advance(path, session, watch).run(until, start_state)
 
@@ -148,12 +151,11 @@ class _Advance:
         self.timings: list[Any] = []
         self.saved_at = time.monotonic()
         self.last_part: str | None = None
-        # The backend's own, where it has one: two would not know of each other's open file.
-        backend = session.backend
-        own = backend.journal if isinstance(backend, HostCells) else None
-        self.journal = own if isinstance(own, CellJournal) else CellJournal(path / "cells")
+        self.journal = CellJournal(path / "cells")
+        if isinstance(session.backend, HostCells):
+            session.backend.journal = self.journal
 
-    def run(self, until: int, start_state: State | None) -> State:
+    def run(self, until: int, start_state: Callable[[], State] | None) -> State:
         sweep(self.path)
         generation, state = self._restore(start_state)
         stored = {part.first: part for part in list_parts(self.path / "lineage")}
@@ -186,9 +188,14 @@ class _Advance:
                 self.watch.end()
         return state
 
-    def _restore(self, start_state: State | None) -> tuple[int, State]:
-        like = self.session.initial_state() if start_state is None else start_state
+    def _restore(self, start_state: Callable[[], State] | None) -> tuple[int, State]:
+        like = self.session.initial_state()
         found = checkpoint.load(self.path, like, spec_digest=self.digest)
+        if found is None and start_state is not None:
+            # On disk before the first block: from then on the fork needs its parent no more.
+            state = start_state()
+            self._save(self.base, state)
+            return self.base, state
         if found is None:
             return self.base, like
         generation, state, meta = found
@@ -249,7 +256,10 @@ class _Advance:
         if (failure == Failure.OK).any():
             return
         first = next(iter(block.messages.values()), f"{Failure(int(failure[0, 0])).name.lower()} loss")
-        cure = f"Try: evometa check task {self.session.spec.task}"
+        reference = self.session.spec.task
+        # A task in the spec's table or in memory has no name that could be typed.
+        named = isinstance(reference, str) and not reference.startswith("evometa_in_memory:")
+        cure = f"Try: evometa check task {reference}" if named else "See what it needs: check its fit and judge"
         if "ModuleNotFoundError" in first:
             cure = "Install the package with pip and start a new run: this one keeps its failures"
         raise EvometaError(

@@ -51,6 +51,13 @@ class StorageError(EvometaError):
     exit_code = 74
 
 
+def how_to_install(package: str | None) -> str:
+    """What to type for a package that is missing: not every package is called as it is imported."""
+    if package in ("sklearn", "wordfreq", "msgpack"):  # what the built-in tasks use
+        return "Type: pip install 'evometa[tasks]'"
+    return f"Type: pip install {package}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `' Did you mean "x"?'` for the closest known name, or the empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)

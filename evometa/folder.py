@@ -35,15 +35,23 @@ def create(out: Path, name: str | None, default: str, record: dict[str, Any]) ->
         number = 1
         while True:
             path = out / (name or (default if number == 1 else f"{default}-{number}"))
-            if _claim(path):
-                break
+            if _claim(path) and _write(path, record):
+                return path
             if name is not None:
                 raise UsageError(
                     f"run {name!r} exists in {out}. Go on with: evometa resume {path}, or choose another --name"
                 )
             number += 1
-    write_once(path / RECORD, sealed.seal({"format": FORMAT, "schema_digest": digest(), "run": path.name, **record}))
-    return path
+
+
+def _write(path: Path, record: dict[str, Any]) -> bool:
+    """Write the record; False where another start claimed the same empty folder and was faster."""
+    text = sealed.seal({"format": FORMAT, "schema_digest": digest(), "run": path.name, **record})
+    try:
+        write_once(path / RECORD, text)
+    except IntegrityError:
+        return False
+    return True
 
 
 def _claim(path: Path) -> bool:
@@ -124,6 +132,7 @@ def compare(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         "task": "the task",
         "data": "the data of the train domains",
         "versions": "a library's version",
+        "machine": "the machine or a setting of JAX",
         "seed": "the seed",
     }
     for part, text in words.items():
@@ -132,7 +141,7 @@ def compare(recorded: dict[str, Any], now: dict[str, Any]) -> None:
             was, is_ = ({k: v for k, v in (x or {}).items() if k != "python"} for x in (was, is_))
         if was != is_:
             where, a, b = _first_difference(part, was, is_)
-            what = "its code" if where == "task.code" else f"{where}: was {a}, is {b}"
+            what = "its code" if where in ("task.code", "strategy.code") else f"{where}: was {a}, is {b}"
             raise ResumeMismatch(
                 f"{text} changed since the run started ({what}). Put it back, or start a fork with:"
                 " evometa run ... --from RUN@GENERATION"

@@ -30,10 +30,17 @@ class Judged(NamedTuple):
     messages: dict[int, str]
 
     def losses(self, query: str) -> np.ndarray:
-        """`[K, domains, replicates]` of one query; a failed candidate is NaN everywhere."""
+        """`[K, domains, replicates]` of one query, NaN where a cell failed or never ran.
+
+        A failed cell spoils its own domain only. A failure that no cell of this query shows (a metric, another
+        query, a sum too large) has no place here, so it spoils all: a failed candidate never looks whole.
+        """
         domains = list(dict.fromkeys(cell.domain for cell in self.cells))
         columns = [[i for i, c in enumerate(self.cells) if c.domain == d and c.query == query] for d in domains]
-        return np.where((self.failure == Failure.OK)[:, None, None], self.loss[:, np.array(columns)], np.nan)
+        loss = self.loss[:, np.array(columns)]
+        finite = np.isfinite(loss)
+        hidden = (self.failure != Failure.OK) & finite.all(axis=(1, 2))
+        return np.where(finite & ~hidden[:, None, None], loss, np.nan)
 
     @property
     def domains(self) -> tuple[str, ...]:

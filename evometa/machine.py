@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 _MOST = 64
 
@@ -37,7 +38,7 @@ def keep_compilations() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "evometa" / f"jax-{_processor()}"
+    folder = home / "evometa" / f"jax-{processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -49,13 +50,30 @@ def keep_compilations() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """A word for this kind of processor: programs, and so bits, are made for its instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         words = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         words = ""
     return hashlib.sha256(f"{platform.machine()} {platform.processor()} {words}".encode()).hexdigest()[:12]
+
+
+def numerics() -> dict[str, Any]:
+    """What of this machine and of JAX's settings can change a number, as JSON.
+
+    The number of host devices is not here: the plan says how many are used.
+    """
+    import jax
+
+    settings = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+    return {
+        "processor": processor(),
+        **{name: getattr(jax.config, name) for name in settings},
+        "XLA_FLAGS": sorted(flags),
+    }
 
 
 def use_devices_of(run_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.machinery
@@ -9,12 +10,12 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from evometa.contract import Task, TaskBuilder
-from evometa.errors import ConfigError, EvometaError, NotFound, UsageError, did_you_mean
+from evometa.errors import ConfigError, EvometaError, NotFound, UsageError, did_you_mean, how_to_install
 from evometa.strategies import STRATEGIES
 from evometa.tasks import TASKS
 from evometa.types import Strategy
@@ -37,8 +38,8 @@ def load_task(reference: str, options: Mapping[str, Any] | None = None, base: Pa
     options = dict(options or {})
     path, _, attribute = reference.partition(":")
     if path.endswith(".py"):
-        file = Path(path) if Path(path).is_file() else base / path
-        found, source = _from_file(file if file.is_file() else Path(path), attribute), str(file.absolute())
+        file = _find(path, base)
+        found, source = _from_file(file, attribute, "task"), str(file.absolute())
     else:
         target = known("tasks").get(reference, reference)
         if ":" not in target:
@@ -52,9 +53,14 @@ def load_task(reference: str, options: Mapping[str, Any] | None = None, base: Pa
     return task if task.source else task.with_(source=source)
 
 
-def load_strategy(name: str, space: Any, population: int | None, options: Mapping[str, Any] | None = None) -> Strategy:
-    """The strategy called `name` (or `package.module:attr`, `file.py:attr`) built for a space."""
-    factory = strategy_factory(name)
+def load_strategy(
+    name: str, space: Any, population: int | None, options: Mapping[str, Any] | None = None, base: Path = Path()
+) -> Strategy:
+    """The strategy called `name` (or `package.module:attr`, `file.py:attr`) built for a space.
+
+    A file that is not here is looked for in `base`: where the run was started.
+    """
+    factory = strategy_factory(name, base)
     arguments = dict(options or {})
     if population is not None:
         arguments["population"] = population
@@ -62,11 +68,11 @@ def load_strategy(name: str, space: Any, population: int | None, options: Mappin
     return factory(space, **arguments)
 
 
-def strategy_factory(name: str) -> Callable[..., Strategy]:
+def strategy_factory(name: str, base: Path = Path()) -> Callable[..., Strategy]:
     """The factory called `name` (or `package.module:attr`, `file.py:attr`); raises `NotFound`."""
     path, _, attribute = name.partition(":")
     if path.endswith(".py"):
-        return _from_file(Path(path), attribute or Path(path).stem)
+        return _from_file(_find(path, base), attribute or Path(path).stem, "strategy")
     target = known("strategies").get(name, name)
     if ":" not in target:
         close = did_you_mean(name, known("strategies"))
@@ -85,21 +91,86 @@ def profile(reference: str, name: str) -> dict[str, Any]:
 
 
 def code_digest(task: Task) -> str:
-    """sha256 of the source file that a task comes from (and of the shared parts, for evometa's own tasks)."""
-    path = task.source.partition(":")[0]
+    """sha256 of the source that a task computes with.
+
+    That is the file or module that it comes from; what a task file imports from its own folder (as its import
+    statements say); the shared parts, for evometa's own tasks; and every existing file that a command names.
+    A task that lives in memory only, without commands, has no source to compare: the empty string.
+    """
+    files = _sources(task.source)
+    if task.runs == "command":
+        words = dict.fromkeys(word for command in (task.fit, task.judge) for word in command)
+        files += [file for file in (Path(task.folder) / word for word in words) if file.is_file()]
+    return _digest(files)
+
+
+def strategy_digest(name: str, base: Path = Path()) -> str:
+    """sha256 of the source of a strategy from a file or a module; empty for evometa's own, which have its version."""
+    path, _, _ = known("strategies").get(name, name).partition(":")
     if path.endswith(".py"):
-        files = [Path(path)]
-    else:
-        module = sys.modules.get(path) or importlib.import_module(path) if path else None
-        file = getattr(module, "__file__", None)
-        if not file:
-            return ""
-        parts = Path(file).parent / "parts"
-        files = [Path(file), *(sorted(parts.glob("*.py")) if path.startswith("evometa.tasks.") else [])]
+        return _digest(_sources(str(_find(path, base))))
+    return "" if path.startswith("evometa.") else _digest(_sources(path))
+
+
+def _digest(files: Iterable[Path]) -> str:
+    files = list(dict.fromkeys(files))
     sha = hashlib.sha256()
     for item in files:
         sha.update(item.name.encode() + b"\0" + item.read_bytes())
-    return sha.hexdigest()
+    return sha.hexdigest() if files else ""
+
+
+def _sources(source: str) -> list[Path]:
+    """The files of `file.py` or `package.module:attr`."""
+    path = source.partition(":")[0]
+    if path.endswith(".py"):
+        return _with_neighbours(Path(path).resolve())
+    module = sys.modules.get(path) or importlib.import_module(path) if path else None
+    file = getattr(module, "__file__", None)
+    if not file:
+        return []
+    parts = Path(file).parent / "parts"
+    return [Path(file), *(sorted(parts.glob("*.py")) if path.startswith("evometa.tasks.") else [])]
+
+
+def _with_neighbours(file: Path) -> list[Path]:
+    """A file and what it imports from its own folder, and what that imports in turn.
+
+    Read from the import statements, not from `sys.modules`: what else a process has imported must not count.
+    """
+    root, found, queue = file.parent, [file], [file]
+    while queue:
+        one = queue.pop()
+        for near in sorted(_imported(one, root)):
+            if near not in found:
+                found.append(near)
+                queue.append(near)
+    return [file, *sorted(found[1:])]
+
+
+def _imported(file: Path, root: Path) -> set[Path]:
+    """The files below `root` that a file's import statements name, the packages on the way included."""
+    targets: list[Path] = []
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # it is never imported, or Python says better what is wrong
+        return set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets += [root.joinpath(*alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = file.parents[node.level - 1] if node.level else root
+            module = start.joinpath(*(node.module or "").split(".")) if node.module else start
+            targets += [module, *(module / alias.name for alias in node.names)]
+    found = set()
+    for target in targets:
+        # evometa beside a task file (a working copy of it) has a version of its own.
+        steps = target.relative_to(root).parts if target.is_relative_to(root) else ()
+        if steps and steps[0] != "evometa":
+            stems = [root.joinpath(*steps[:count]) for count in range(1, len(steps) + 1)]
+            files = [f for stem in stems for f in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py")]
+            found |= {f for f in files if f.is_file()}
+    return found
 
 
 def check_options(factory: Callable[..., Any], options: Mapping[str, Any], owner: str) -> None:
@@ -135,9 +206,14 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _from_file(path: Path, attribute: str) -> Any:
+def _find(path: str, base: Path) -> Path:
+    """The file, or the one of that name in `base`; as given where there is neither."""
+    return base / path if not Path(path).is_file() and (base / path).is_file() else Path(path)
+
+
+def _from_file(path: Path, attribute: str, kind: str) -> Any:
     if not path.is_file():
-        raise NotFound(f"no file is called {str(path)!r}. Make one with: evometa new task {path.stem}")
+        raise NotFound(f"no file is called {str(path)!r}. Make one with: evometa new {kind} {path.stem}")
     name = f"evometa_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path, loader=_FreshLoader(name, str(path)))
     assert spec is not None and spec.loader is not None
@@ -201,7 +277,7 @@ def _finish(found: Any, reference: str, options: dict[str, Any]) -> Task:
 
 def _missing_package(where: str, error: ModuleNotFoundError) -> EvometaError:
     return EvometaError(
-        f"{where} needs the package {error.name!r}, which is not installed. Type: pip install {error.name}"
+        f"{where} needs the package {error.name!r}, which is not installed. {how_to_install(error.name)}"
     )
 
 

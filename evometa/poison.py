@@ -1,9 +1,8 @@
-"""Overwrite data in place and put it back; take the fingerprint of any object. The tools of `seal.py`."""
+"""Overwrite data in place and put it back. The tools of `seal.py`."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import types
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
@@ -165,71 +164,3 @@ def _other(value: Any) -> Any:
     if isinstance(value, float | complex):
         return float("nan")
     return b"?" if isinstance(value, bytes) else "?"
-
-
-def fingerprint(value: Any) -> str:
-    """sha256 of what an object holds, private attributes included; addresses never enter."""
-    sha = hashlib.sha256()
-    _feed(sha, value, set())
-    return sha.hexdigest()
-
-
-def _feed(sha: Any, value: Any, above: set[int]) -> None:
-    sha.update(f"<{type(value).__qualname__}>".encode())
-    if id(value) in above or len(above) > 4 * _DEEPEST:
-        return
-    if isinstance(value, bool | int | float | complex | str | bytes | type(None)):
-        sha.update(repr(value).encode())
-        return
-    above = above | {id(value)}
-    if _is_key(value):
-        import jax
-
-        value = jax.random.key_data(value)
-    if hasattr(value, "detach") and hasattr(value, "cpu"):
-        value = value.detach().cpu().numpy()
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        array = np.ascontiguousarray(value)
-        sha.update(f"{array.dtype}{array.shape}".encode())
-        if array.dtype.kind == "O":
-            _feed(sha, array.tolist(), above)
-        else:
-            sha.update(array.tobytes())
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=repr):
-            _feed(sha, key, above)
-            _feed(sha, value[key], above)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _feed(sha, item, above)
-    elif isinstance(value, set | frozenset):
-        for word in sorted(fingerprint(item) for item in value):
-            sha.update(word.encode())
-    elif isinstance(value, np.random.Generator):
-        _feed(sha, value.bit_generator.state, above)
-    elif isinstance(value, types.FunctionType):
-        sha.update(value.__code__.co_code + repr(value.__defaults__).encode())
-        for cell in value.__closure__ or ():
-            _feed(sha, cell.cell_contents, above)
-    elif hasattr(value, "to_numpy") and hasattr(value, "columns"):  # a table
-        _feed(sha, list(map(str, value.columns)), above)
-        _feed(sha, value.to_numpy(), above)
-    elif isinstance(value, type | types.ModuleType):
-        sha.update(value.__name__.encode())
-    else:
-        for name in sorted({*getattr(value, "__dict__", {}), *_slots(value)}):
-            sha.update(name.encode())
-            _feed(sha, getattr(value, name, None), above)
-
-
-def _slots(value: Any) -> list[str]:
-    names = [getattr(cls, "__slots__", ()) for cls in type(value).__mro__]
-    return [n for group in names for n in ((group,) if isinstance(group, str) else group) if not n.startswith("__")]
-
-
-def _is_key(value: Any) -> bool:
-    if type(value).__module__.partition(".")[0] not in ("jax", "jaxlib"):
-        return False
-    import jax
-
-    return hasattr(value, "dtype") and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)

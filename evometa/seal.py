@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from evometa.backends import command, python
 from evometa.contract import Task
+from evometa.evaluate.compiled import trained
 from evometa.evaluate.data import Loaded
+from evometa.fingerprint import fingerprint
 from evometa.keys import Stream, as_int, cell_keys, fit_and_judge_keys, stream_key
-from evometa.poison import Undo, arrays_of, fingerprint, garble
+from evometa.poison import Undo, arrays_of, garble
 
 _OWN = "let train.py read the support that it is handed, nothing beside it"
 _CURE = (
@@ -203,18 +204,9 @@ def _jax_learning(task: Task, loaded: Sequence[Loaded]) -> Callable[[], Learners
 
 
 def _learn(task: Task, candidate: Any, key: Any, support: Any) -> Any:
-    """What is learned at the last mark; the keys are those of a run (see evaluate/compiled.py)."""
+    """What is learned at the last mark, with the keys of a run."""
     fit_key, _ = fit_and_judge_keys(key, ())
-    if task.fit is not None:
-        return task.fit(fit_key, candidate, support)
-    assert task.init is not None and task.step is not None
-
-    def step(learner: Any, number: Any) -> tuple[Any, None]:
-        step_key = jax.random.fold_in(jax.random.fold_in(fit_key, 1), number)
-        return task.step(step_key, candidate, learner, support), None  # type: ignore[misc]
-
-    learner = task.init(jax.random.fold_in(fit_key, 0), candidate, support)
-    return jax.lax.scan(step, learner, jnp.arange(task.marks[-1]))[0]
+    return [learner for _, learner in trained(task, candidate, fit_key, support)][-1]
 
 
 # --- Python --------------------------------------------------------------------------------------------

@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from evometa.archives.cells import CellJournal
 from evometa.backends.inline import HostCells
-from evometa.contract import Objective, Split, Task, command_task
+from evometa.contract import Objective, Split, Task
 from evometa.errors import ConfigError, did_you_mean
 from evometa.evaluate import data as datasets
 from evometa.evaluate.compiled import CompiledCells
@@ -27,13 +26,14 @@ from evometa.evaluate.plan import Plan, derive
 from evometa.judging import Judge
 from evometa.keys import Stream, stream_key
 from evometa.loop import CompiledLoop, HostLoop
-from evometa.names import code_digest, load_strategy, load_task
-from evometa.space import Column, Space
+from evometa.machine import numerics
+from evometa.names import code_digest, load_strategy, load_task, strategy_digest
 from evometa.spec import Spec, canonical, digest
+from evometa.spec_task import task_from_table
 from evometa.types import Cell, State, Strategy
 
 # Libraries whose version can change a number. A resume under another one is refused.
-PINNED = ("jax", "jaxlib", "evosax", "optuna", "numpy", "scipy", "evometa")
+PINNED = ("jax", "jaxlib", "evosax", "flax", "optax", "optuna", "numpy", "scipy", "evometa")
 
 
 @dataclass
@@ -81,16 +81,14 @@ class Session:
         return HostLoop(self.strategy, _no_evaluation, self.cells, self.task.objectives, self.spec.seed)
 
 
-def prepare(
-    spec: Spec, *, plan: Plan | None = None, journal: CellJournal | None = None, base: Path = Path()
-) -> Session:
+def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Session:
     """Build the session of a spec: load the train domains, derive the plan where none is given.
 
     Raises `NotFound` and `ConfigError` for what the spec gets wrong, `ResumeMismatch` where this process
     cannot give the plan.
     """
     task = _task(spec, base)
-    strategy = load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options)
+    strategy = load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options, base)
     if len(task.objectives) > strategy.objectives:
         raise ConfigError(
             f"strategy {spec.strategy!r} weighs {strategy.objectives} objective(s), the task has"
@@ -101,19 +99,22 @@ def prepare(
     backend: CompiledCells | HostCells
     if task.runs == "jax":
         backend = CompiledCells(task, train, Plan(), task.replicates)
-        plan = plan or _derive(spec, backend, strategy.population)
+        plan = plan or _derive(spec, backend, strategy)
         plan.require()
         backend.replan(plan)
     else:
         plan = plan or Plan(block=spec.plan.block or 1)
-        backend = HostCells(task, train, task.replicates, journal)
+        backend = HostCells(task, train, task.replicates)
     session = Session(spec, task, strategy, plan, train, backend, _loop(spec, task, strategy, backend, plan))
-    session.identity = _identity(session)
+    session.identity = _identity(session, base)
     return session
 
 
 def _task(spec: Spec, base: Path) -> Task:
     task = load_task(spec.task, spec.task_options, base) if isinstance(spec.task, str) else task_from_table(spec.task)
+    if task.runs == "command":
+        # Where the run was started, as far as that folder is still there: a project may have been moved.
+        task = task.with_(folder=str((base if base.is_dir() else Path()).absolute()))
     if spec.split is not None:
         task = task.with_(split=Split(tuple(spec.split.train), tuple(spec.split.validation), tuple(spec.split.test)))
     if spec.objective is not None:
@@ -130,30 +131,7 @@ def _task(spec: Spec, base: Path) -> Task:
     return task if spec.replicates is None else task.with_(replicates=spec.replicates)
 
 
-def task_from_table(table: dict[str, Any]) -> Task:
-    """A command task from a spec's `[task]` table: `fit`, `judge`, `space`, `domains` and fields of `Task`."""
-    fields = dict(table)
-    for needed in ("fit", "judge", "space", "domains"):
-        if needed not in fields:
-            raise ConfigError(
-                f"[task]: expected {needed!r}, got {', '.join(fields)}. A command task has fit, judge, space, domains"
-            )
-    columns = {}
-    for name, column in fields.pop("space").items():
-        values = {**column, "choices": tuple(column.get("choices", ())), "shape": tuple(column.get("shape", ()))}
-        unknown = set(values) - set(Column.__dataclass_fields__)
-        if unknown or "kind" not in values:
-            raise ConfigError(f"[task.space.{name}]: expected kind, low, high (or choices), got {', '.join(column)}")
-        columns[name] = Column(**values)
-    if "split" in fields:
-        fields["split"] = Split(**fields["split"])
-    try:
-        return command_task(space=Space(columns), **{"name": "command", **fields})
-    except TypeError as error:
-        raise ConfigError(f"[task]: {error}. Its keys are those of evometa.Task") from error
-
-
-def _derive(spec: Spec, backend: CompiledCells, population: int) -> Plan:
+def _derive(spec: Spec, backend: CompiledCells, strategy: Strategy) -> Plan:
     flops, live = backend.cost()
     row_bytes = 8.0 * (backend.task.space.dimension + len(backend.cells) * (2 + len(backend.metrics)))
     asked = spec.plan
@@ -161,12 +139,19 @@ def _derive(spec: Spec, backend: CompiledCells, population: int) -> Plan:
     plan = derive(
         flops=flops,
         live_bytes=live,
-        population=population,
+        population=strategy.population,
         row_bytes=row_bytes,
         devices=devices,
         platform=jax.default_backend(),
     )
-    return Plan(asked.chunk or plan.chunk, asked.devices or plan.devices, asked.block or plan.block, plan.platform)
+    # A host loop leaves its block at a kill: every generation is a block of its own there.
+    block = plan.block if _compiles(backend.task, strategy) else 1
+    return Plan(asked.chunk or plan.chunk, asked.devices or plan.devices, asked.block or block, plan.platform)
+
+
+def _compiles(task: Task, strategy: Strategy) -> bool:
+    """Whether whole blocks of generations can be one program."""
+    return task.runs == "jax" and strategy.traceable and not task.space.static
 
 
 def _loop(
@@ -174,7 +159,7 @@ def _loop(
 ) -> CompiledLoop | HostLoop:
     if isinstance(backend, HostCells):
         return HostLoop(strategy, backend.host, backend.cells, task.objectives, spec.seed)
-    if strategy.traceable and not task.space.static:
+    if _compiles(task, strategy):
         return CompiledLoop(
             strategy, backend.evaluate, backend.data, backend.cells, task.objectives, spec.seed, plan.block
         )
@@ -188,7 +173,7 @@ def _no_evaluation(*_: Any) -> Any:
     raise AssertionError("this loop only tells what is stored")
 
 
-def _identity(session: Session) -> dict[str, Any]:
+def _identity(session: Session, base: Path) -> dict[str, Any]:
     """What makes this run this run, as JSON: written to run.json, compared by a resume."""
     task = session.task
     identity = {
@@ -199,6 +184,7 @@ def _identity(session: Session) -> dict[str, Any]:
             "name": session.strategy.name,
             "population": session.strategy.population,
             "operators": list(session.strategy.operators),
+            "code": strategy_digest(session.spec.strategy, base),
         },
         "task": {
             "name": task.name,
@@ -212,11 +198,12 @@ def _identity(session: Session) -> dict[str, Any]:
             "black_box": task.black_box,
             "runs": task.runs,
         },
-        "data": datasets.digest(session.train),
+        "data": datasets.digest(session.train, Path(task.folder)),
         "versions": {
             **{name: importlib.metadata.version(name) for name in PINNED},
             "python": platform.python_version(),
         },
+        "machine": numerics(),
     }
     return json.loads(canonical(identity))
 

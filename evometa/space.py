@@ -9,8 +9,8 @@ means the same thing everywhere:
 
 A candidate is the nested dict that the task's functions receive. Two decoders make it: `decode` is
 traceable and gives float32 scalars (what JAX tasks see); `decode_host` is NumPy in float64 and gives
-Python numbers and the choices themselves (what plain-Python tasks and the archive see). They differ by
-rounding only.
+Python numbers and the choices themselves (what plain-Python tasks and the archive see). Their numbers
+differ by rounding only; their integers and choices are the same, for both find the bin in float32.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Space:
         """
         numbers: dict[str, np.ndarray] = {}
         choices: dict[str, np.ndarray] = {}
-        wide = np.asarray(genomes, np.float64)
+        wide, narrow = np.asarray(genomes, np.float64), np.asarray(genomes, np.float32)
         for column, part in zip(self.columns, self._slices, strict=True):
             u = wide[:, part.start]
             if column.kind == "real":
@@ -193,7 +193,9 @@ class Space:
                 numbers[column.name] = np.clip(inside, column.low, column.high)
             elif column.kind in ("integer", "categorical"):
                 # A NaN genome (a broken strategy) reads as the first bin here; its fitness fails anyway.
-                index = np.clip(np.floor(np.nan_to_num(u) * column.bins), 0, column.bins - 1)
+                # In float32, as `decode` does it: at the edges of bins, float64 would name another value.
+                inside = np.clip(np.nan_to_num(narrow[:, part.start]), 0, 1) * np.float32(column.bins)
+                index = np.clip(np.floor(inside), 0, np.float32(column.bins - 1)).astype(np.float64)
                 if column.kind == "integer":
                     numbers[column.name] = index + column.low
                 else:

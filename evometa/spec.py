@@ -7,9 +7,10 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from evometa.errors import ConfigError, NotFound, UsageError, did_you_mean
 
@@ -41,6 +42,46 @@ class ChampionSpec(_Part):
     replicates: int = Field(5, ge=1)
 
 
+def _words(value: Any) -> Any:
+    # A string is a sequence too: of letters.
+    if isinstance(value, str):
+        raise PydanticCustomError("words", "expected a list of words such as ['python', 'train.py']")
+    return value
+
+
+Words = Annotated[list[str], Field(min_length=1), BeforeValidator(_words)]
+Number = Annotated[float, Strict()]
+
+
+class ColumnTable(_Part):
+    """A column of a command task's space; what fits together is for `Space` to say."""
+
+    kind: Literal["real", "log", "integer", "categorical", "weights"]
+    low: Number = 0.0
+    high: Number = 1.0
+    choices: list[Any] = []
+    shape: list[int] = []
+    scale: Number = 1.0
+    static: bool = False
+
+
+class TaskTable(_Part):
+    """A command task, written into the spec: the fields of `evometa.Task` that have a meaning there."""
+
+    name: str = "command"
+    fit: Words
+    judge: Words
+    space: dict[str, ColumnTable] = Field(min_length=1)
+    domains: dict[str, dict[str, Any]] = Field(min_length=1)
+    baseline: dict[str, Any] | None = None
+    split: SplitSpec | None = None
+    objective: str | None = None
+    replicates: int = Field(1, ge=1)
+    metrics: list[str] = []
+    time_limit: float | None = Field(3600.0, gt=0)
+    black_box: bool = False
+
+
 class Spec(_Part):
     """Everything that decides a run's numbers, except how many generations it is carried to."""
 
@@ -68,9 +109,23 @@ class Spec(_Part):
 def build(values: Mapping[str, Any], source: Path | None = None) -> Spec:
     """A checked spec; errors name the key, the line in `source` where there is one, and the nearest key."""
     try:
-        return Spec(**values)
+        spec = Spec(**values)
     except ValidationError as error:
         raise ConfigError(_explain(error, source)) from None
+    if isinstance(spec.task, dict):
+        check_task_table(spec.task, source)
+    return spec
+
+
+def check_task_table(table: Mapping[str, Any], source: Path | None = None) -> TaskTable:
+    """The checked `[task]` table of a spec; raises `ConfigError` as `build` does.
+
+    The spec keeps the table as it was written: its digest is that of what the user typed.
+    """
+    try:
+        return TaskTable.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source, ("task",))) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -111,29 +166,45 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
-def _explain(error: ValidationError, source: Path | None) -> str:
-    first = error.errors()[0]
-    path = [str(step) for step in first["loc"]]
+def _explain(error: ValidationError, source: Path | None, under: tuple[str, ...] = ()) -> str:
+    # A key that nobody knows before one that is missing: it may be the same, with a typo.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     # A union reports the member that failed; the key is what the user typed.
-    key = ".".join(step for step in path if step not in ("str", "dict[str,any]", "list[str]"))
+    steps = [str(step) for step in first["loc"]]
+    path = [*under, *(step for step in steps if step not in ("str", "dict[str,any]", "list[str]"))]
+    key = ".".join(path)
     where = f"{source}:{_line_of(source, path)}: " if source else ""
     if first["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"plan": PlanSpec, "split": SplitSpec, "champion": ChampionSpec}
-        fields = (models[path[0]] if len(path) > 1 and path[0] in models else Spec).model_fields
+        fields = _table_of(path[:-1]).model_fields
         return f"{where}unknown key {key!r}.{did_you_mean(path[-1], fields)} Known: {', '.join(fields)}"
     got = "" if first["type"] == "missing" else f", got {first['input']!r}"
     return f"{where}{key}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
 
 
+def _table_of(path: list[str]) -> type[BaseModel]:
+    """The model of the table at a key."""
+    models: dict[str, type[BaseModel]] = {
+        "plan": PlanSpec,
+        "split": SplitSpec,
+        "champion": ChampionSpec,
+        "task": TaskTable,
+        "task.split": SplitSpec,
+    }
+    if path[:2] == ["task", "space"]:
+        return ColumnTable
+    return models.get(".".join(path), Spec)
+
+
 def _line_of(source: Path, path: list[str]) -> int:
-    """Line of the key in a TOML file, as well as a text search can tell; 1 where it cannot."""
-    table, best = "", 1
+    """Line of the key in a TOML file, or of the table around it, as well as a text search can tell; else 1."""
+    table: list[str] = []
+    best, depth = 1, 0
     for number, line in enumerate(source.read_text().splitlines(), 1):
         text = line.strip()
         if text.startswith("["):
-            table = text.strip("[]").strip()
-            if table in (path[-1], ".".join(path)):
-                best = number
-        elif text.split("=")[0].strip() == path[-1] and table in ("", ".".join(path[:-1])):
-            return number
+            here = table = text.strip("[]").strip().split(".")
+        else:
+            here = [*table, *text.split("=")[0].strip().split(".")]
+        if here == path[: len(here)] and len(here) > depth:
+            best, depth = number, len(here)
     return best

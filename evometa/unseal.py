@@ -50,16 +50,29 @@ def unseal_together(entries: Sequence[tuple[Path, Session]], seeds: int = FEWEST
     domains = {opening.session.task.split.test for opening in openings}
     if len(domains) > 1:
         raise EvometaError(f"runs that are opened together need the same test domains, got {sorted(domains)}")
-    # The same number gives the same keys, so that the runs are judged on the same cells.
-    number = max(opening.number for opening in openings)
-    # An opening that is taken up again keeps the seeds that it was announced with.
-    seeds = next((o.begun[number]["seeds"] for o in openings if number in o.begun), seeds)
-    announced = [opening.announce(number, seeds) for opening in openings]
+    number, seeds = _next_number(openings, seeds)
+    names = [path.name for path, _ in entries]
+    announced = [opening.announce(number, seeds, names) for opening in openings]
     loaded = [opening.load(number) for opening in openings]
     digests = {domain.name: datasets.digest([domain]) for domain in loaded[0]}
-    root, names = entries[0][0].parent, [path.name for path, _ in entries]
-    looks = _look(root, names, number, digests, seeds, announced)
+    looks = _look(entries[0][0].parent, names, number, digests, seeds, announced)
     return [opening.judge(data, number, looks, seeds) for opening, data in zip(openings, loaded, strict=True)]
+
+
+def _next_number(openings: Sequence[_Opening], seeds: int) -> tuple[int, int]:
+    """The number of this opening, and its seeds: those of one that a crash cut short, or the next.
+
+    One number gives one set of keys, so that the runs are judged on the same cells. An opening is taken up again
+    only for the same runs and the same champions, with the seeds that it was announced with: anything else would
+    be another look under an old name.
+    """
+    for number in sorted({n for opening in openings for n in opening.pending}, reverse=True):
+        together = [opening.path.name for opening in openings]
+        begun = [opening.begun[number] for opening in openings if number in opening.begun]
+        same = all(o.begun.get(number, {"champion": o.word})["champion"] == o.word for o in openings)
+        if same and all(event["together"] == together for event in begun):
+            return number, begun[0]["seeds"]
+    return 1 + max((n for opening in openings for n in opening.begun), default=0), seeds
 
 
 class _Opening:
@@ -73,17 +86,24 @@ class _Opening:
         if best is None:
             raise EvometaError(f"{path.name} has no champion yet. Finish it first with: evometa resume {path}")
         self.best = best
+        self.word = hashlib.sha256(best.genome.tobytes()).hexdigest()[:16]
         diary = events.read(path)
         self.begun = {event["opening"]: event for event in diary if event["kind"] == "opening"}
-        finished = {event["opening"] for event in diary if event["kind"] == "opened"}
-        pending = set(self.begun) - finished
-        self.number = max(pending) if pending else 1 + max(self.begun, default=0)
+        self.finished = {event["opening"] for event in diary if event["kind"] == "opened"}
+        self.pending = set(self.begun) - self.finished
 
-    def announce(self, number: int, seeds: int) -> str:
+    def announce(self, number: int, seeds: int, together: list[str]) -> str:
         """Write the opening to the diary, once; returns the hash of its line, which no other opening has."""
         if number not in self.begun:
-            domains = list(self.session.task.split.test)
-            self.begun[number] = events.append(self.path, "opening", opening=number, domains=domains, seeds=seeds)
+            self.begun[number] = events.append(
+                self.path,
+                "opening",
+                opening=number,
+                domains=list(self.session.task.split.test),
+                seeds=seeds,
+                champion=self.word,
+                together=together,
+            )
         return self.begun[number]["hash"]
 
     def load(self, number: int) -> tuple[datasets.Loaded, ...]:
@@ -102,10 +122,12 @@ class _Opening:
         judge = Judge(task, loaded, session.plan)
         judged = judge.judge(genomes, seeds, seed, Stream.UNSEAL, number, journal)
         rows = judgement_rows(task, path.name, subjects, judged, "test", number, seed)
-        commit(path / "judgements", judgements_table(rows), number)
+        part = commit(path / "judgements", judgements_table(rows), number)
         result = summarize(path.name, number, seeds, judged.losses(task.objectives[0].query), judged.domains)
         result["looks"] = looks
-        driver.record_event(path, "opened", opening=number, looks=looks, overall=result["overall"])
+        if number not in self.finished:  # a run that was through before a crash cut the others short
+            overall = result["overall"]
+            driver.record_event(path, "opened", opening=number, looks=looks, overall=overall, judgements=part.name)
         journal.clear()
         return result
 

@@ -179,6 +179,17 @@ def test_an_edited_run_json_is_known_by_the_events(run):
     one_problem(run, "run.json", "started")
 
 
+@pytest.mark.parametrize("kind", ["champion", "opened"])
+def test_judgements_that_an_event_names_are_missed(run, kind):
+    (part,) = list_parts(run / "judgements")
+    events.append(run, kind, judgements=part.path.name)
+    assert check(run).ok
+    part.path.unlink()
+    one_problem(run, f"judgements/{part.path.name}", "missing", kind)
+    (run / "judgements").rmdir()
+    one_problem(run, f"judgements/{part.path.name}", "missing", kind)
+
+
 def test_a_broken_event_chain(run):
     text = (run / "events.jsonl").read_text().replace('"generation":4', '"generation":5')
     (run / "events.jsonl").write_text(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -202,6 +203,21 @@ def test_views(run):
     assert query.query(run, "SELECT seconds FROM timings") == [{"seconds": 1.5}]
     joined = "SELECT count(*) AS n FROM lineage JOIN scores USING (generation, index) WHERE failure = 'ok'"
     assert query.query(run, joined)[0]["n"] == 15 * 7 * 6
+
+
+def test_sums_and_decimals_are_numbers(run):
+    """SQL adds integers up to a type that Python reads as Decimal, which JSON does not know."""
+    (row,) = query.query(
+        run,
+        "SELECT sum(index) AS n, max(generation)::hugeint AS h, 1.25 AS x, 2.00 AS y, [1.5, NULL] AS l,"
+        " {'a': 2.5} AS s, map {'k': sum(index)} AS m, [map {'k': 0.5}] AS deep, NULL::decimal(5, 0) AS none"
+        " FROM lineage",
+    )
+    total = 15 * sum(range(8))
+    expected = {"n": total, "h": 14, "x": 1.25, "y": 2.0, "l": [1.5, None], "s": {"a": 2.5}, "m": {"k": total}}
+    assert row == expected | {"deep": [[("k", 0.5)]], "none": None}
+    assert [type(row[name]) for name in ("n", "h", "x", "y")] == [int, int, float, float]
+    assert json.loads(json.dumps(row))["n"] == total
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,15 @@ import errno
 import json
 import multiprocessing
 import os
+import random
 
 import pyarrow.parquet as pq
 import pytest
 from archive_samples import make_block, make_table
+from crash_disk import Disk
 
 from evometa.archives import events, ledger, write
+from evometa.archives.cells import CellJournal
 from evometa.archives.read import list_parts
 from evometa.errors import IntegrityError, StorageError
 
@@ -189,6 +192,41 @@ def test_every_torn_last_line_is_passed_over_and_repaired(tmp_path):
             assert kinds == ["note"] * kept + ["repaired"] * (kept == 2 and not whole) + ["after"]
 
 
+def test_a_flipped_bit_in_the_last_line_is_never_taken_for_a_crash(tmp_path):
+    """Every bit of it, the newline's too: the line was acknowledged, so it is named, or still says the same."""
+    path = tmp_path / "events.jsonl"
+    events.append(tmp_path, "note", text="a")
+    events.append(tmp_path, "note", text="a b @ \u00e9 JSON", number=1.5e300)
+    data, told = path.read_bytes(), events.read(tmp_path)
+    start = data.index(b"\n") + 1
+    named = 0
+    for bit in range(8 * (start - 1), 8 * len(data)):  # with the newline before it
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            assert events.read(tmp_path) == told, bit
+        except IntegrityError as error:
+            named += "line " in str(error)
+            with pytest.raises(IntegrityError, match="line "):
+                events.append(tmp_path, "more")
+            assert path.read_bytes() == damaged
+    assert named >= 8 * (len(data) - start) - 4  # an e of \u00e9 and of 1e300 may become E
+
+
+@pytest.mark.parametrize("zeros", [slice(0, 20), slice(20, 40), slice(-20, -1), slice(-20, None), slice(None)])
+def test_zeros_that_a_power_cut_left_are_torn_off(tmp_path, zeros):
+    path = three_events(tmp_path)
+    data = path.read_bytes()
+    start = data.rindex(b"\n", 0, len(data) - 1) + 1
+    line = bytearray(data[start:])
+    line[zeros] = bytes(len(line[zeros]))
+    path.write_bytes(data[:start] + line)
+    assert len(events.read(tmp_path)) == 2
+    events.append(tmp_path, "after")
+    assert [entry["kind"] for entry in events.read(tmp_path)] == ["note", "note", "repaired", "after"]
+
+
 def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = three_events(tmp_path)
     data = path.read_bytes()
@@ -206,6 +244,43 @@ def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="ENOSPC"):
         events.append(tmp_path, "more")
     assert path.read_bytes() == data and calls[1] == len(data) + 50
+
+
+# --- finished cells ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["nothing", "names only", "names and zeros", "names and halves", "some"])
+def test_a_recorded_cell_survives_a_power_cut_at_any_moment(tmp_path, kind):
+    disk = Disk(tmp_path / "disk")
+    journal = CellJournal(disk.root / "run" / "cells" / "validation-000000000")
+    with disk.recording():
+        for generation, replicate in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            journal.put(generation, (3, "d", replicate), {"loss": replicate / 4})
+            disk.acknowledge(f"{generation} {replicate}")
+        journal.close()
+    for moment in range(len(disk.operations) + 1):
+        folder = tmp_path / str(moment)
+        disk.materialize(folder, moment, kind, random.Random(moment))
+        found = CellJournal(folder / "run" / "cells" / "validation-000000000")
+        for generation, replicate in (map(int, text.split()) for text in disk.acks(moment)):
+            assert found.get(generation, (3, "d", replicate)) == {"loss": replicate / 4}
+
+
+def test_a_cell_that_could_not_be_recorded_can_be_tried_again(tmp_path, monkeypatch):
+    journal, real = CellJournal(tmp_path / "cells"), os.write
+
+    def fill_up(descriptor, data):
+        if len(data) > 20:
+            return real(descriptor, data[:20])
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "write", fill_up)
+    with pytest.raises(StorageError, match="evometa resume"):
+        journal.put(0, (0, "d", 0), {"loss": 0.5})
+    monkeypatch.undo()
+    journal.put(0, (0, "d", 0), {"loss": 0.5})
+    journal.close()
+    assert CellJournal(tmp_path / "cells").get(0, (0, "d", 0)) == {"loss": 0.5}
 
 
 # --- the ledger -------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ import subprocess
 import pytest
 from helpers import PLAIN, RIDGE, cli, lineage_files, one_line
 
+import evometa
+from evometa.errors import ConfigError
+
 pytest_plugins = ["shared"]
 
 QUICK = ("--generations", 2, "--population", 4, "--strategy", "genetic")
@@ -43,6 +46,7 @@ WRONG_CALLS = {
     "no generations": (["plain.py", "--generations", "0"], 4, ["generations", "greater than or equal to 1"]),
     "population 0": (["plain.py", "--strategy", "genetic", "--population", "0"], 4, ["population of at least 4", "got 0"]),
     "population 1": (["ridge.py", "--population", "1"], 4, ["population of at least", "got 1"]),
+    "unknown strategy file": (["plain.py", "--strategy", "mine.py:mine"], 3, ["mine.py", "evometa new strategy mine"]),
     "a strategy that cannot search it": (["plain.py", "--strategy", "cma_es"], 4, ["categorical", "kind", "genetic"]),
     "unknown query": (["plain.py", "--objective", "awy"], 4, ["awy", 'Did you mean "away"?']),
     "unknown reduction": (["plain.py", "--objective", "away:wurst"], 4, ["wurst", 'Did you mean "worst"?']),
@@ -191,6 +195,56 @@ def test_a_wrong_spec_names_file_and_line(folder, case):
     change, code, fragments = WRONG_SPECS[case]
     (folder / "spec.toml").write_text(variant(GOOD_SPEC, change))
     one_line(cli("run", "spec.toml"), code, *fragments)
+
+
+GOOD_TABLE = """strategy = "random_search"
+[task]
+fit = ["python", "train.py"]
+judge = ["python", "judge.py"]
+split = {train = ["a"]}
+replicates = 1
+
+[task.space]
+rate = {kind = "log", low = 1e-3, high = 1}
+
+[task.domains]
+a = {support = "a", away = "a"}
+"""
+WRONG_TABLES = {
+    "a typo in the split": (("{train", "{trian"), ["spec.toml:5", "task.split.trian", 'Did you mean "train"?']),
+    "a split without train": (('{train = ["a"]}', "{}"), ["spec.toml:5", "task.split.train", "required"]),
+    "a number for a column": (('{kind = "log", low = 1e-3, high = 1}', "3"), ["spec.toml:9", "task.space.rate", "3"]),
+    "a word for a bound": (("low = 1e-3", 'low = "a"'), ["spec.toml:9", "task.space.rate.low", "number", "'a'"]),
+    "a typo in a column": (("low = ", "lo = "), ["spec.toml:9", "task.space.rate.lo", 'Did you mean "low"?']),
+    "an unknown kind": (('"log"', '"lgo"'), ["spec.toml:9", "task.space.rate.kind", "'lgo'"]),
+    "bounds that do not fit": (("low = 1e-3", "low = 2"), ["'rate'", "low < high"]),
+    "a typo in the table": (("replicates", "replikates"), ["spec.toml:6", "task.replikates", 'Did you mean "replicates"?']),
+    "a number for a domain": (('{support = "a", away = "a"}', "3"), ["spec.toml:12", "task.domains.a", "3"]),
+    "a domain without support": (("support = ", "suport = "), ["'a'", "'support'"]),
+    "a string for words": (
+        ('["python", "train.py"]', '"python train.py"'), ["spec.toml:3", "task.fit", "list of words", "'python train.py'"]
+    ),
+    "no judge": (('judge = ["python", "judge.py"]', ""), ["spec.toml:2", "task.judge", "required"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_TABLES)
+def test_a_wrong_task_table_names_file_and_line(folder, case):
+    change, fragments = WRONG_TABLES[case]
+    (folder / "spec.toml").write_text(variant(GOOD_TABLE, change))
+    one_line(cli("run", "spec.toml"), 4, *fragments)
+    one_line(cli("check", "task", "spec.toml"), 4, *fragments)
+
+
+def test_a_command_is_a_list_of_words():
+    with pytest.raises(ConfigError, match=r"fit expected a list of words .* got the string 'python train.py'"):
+        evometa.command_task(fit="python train.py", judge=["x"], space={"x": evometa.real(0, 1)}, domains={})
+
+
+@pytest.mark.parametrize("package", ["sklearn", "wordfreq", "msgpack"])
+def test_a_missing_package_is_named_as_pip_knows_it(folder, package):
+    (folder / "bad.py").write_text(f"raise ModuleNotFoundError(name={package!r})\n")
+    one_line(cli("run", "bad.py"), 1, package, "pip install 'evometa[tasks]'")
 
 
 def test_the_spec_as_it_stands_runs_and_flags_win(folder):

@@ -9,8 +9,9 @@ import pytest
 from evometa.checking import Report, check_strategy, check_task
 from evometa.errors import NotFound
 from evometa.evaluate import data as datasets
+from evometa.fingerprint import fingerprint
 from evometa.names import load_task
-from evometa.poison import Undo, arrays_of, fingerprint, garble
+from evometa.poison import Undo, arrays_of, garble
 from evometa.seal import Broken, check_seal
 
 HEAD = """

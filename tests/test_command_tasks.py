@@ -1,5 +1,6 @@
 """Python and command tasks through whole runs: whatever goes wrong in a cell is recorded, never the end of the run."""
 
+import errno
 import json
 import os
 import signal
@@ -12,9 +13,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from helpers import lineage_files
 
 import evometa
 from evometa import api
+from evometa.backends import command, python
+from evometa.errors import StorageError
+from evometa.evaluate.data import Loaded
 from evometa.spec import build
 
 TRAIN = """
@@ -143,6 +148,25 @@ def test_what_goes_wrong_in_a_command_is_recorded(folder: Path, mode: str, failu
     assert all(row["failure"] == "ok" and np.isfinite(row["fitness"]) for row in found if row not in bad)
 
 
+def test_messages_name_no_random_folder(folder: Path) -> None:
+    train = folder / "train.py"
+    train.write_text(TRAIN.replace('sys.exit("no such luck")', "sys.exit('cannot write ' + request['learned'])"))
+    (folder / "mode.txt").write_text("crash 0.51")
+    words = {row["message"] for row in run_commands() if row["failure"] != "ok"}
+    assert words == {"domain a: RuntimeError: fit command ended with status 1: cannot write CELL/learned"}
+
+
+def test_our_own_temporary_files_are_no_fault_of_a_candidate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("TemporaryDirectory", "TemporaryFile"):
+        with monkeypatch.context() as patch:
+            patch.setattr(command.tempfile, name, full)
+            with pytest.raises(StorageError, match="No space left on device.*TMPDIR"):
+                run_commands()
+
+
 def test_a_late_command_is_killed_with_its_children(folder: Path) -> None:
     (folder / "mode.txt").write_text("hang 0.51")
     found = run_commands(time_limit=1.5)
@@ -191,6 +215,31 @@ api.begin(build({{"task": {table()!r}, **{ {**SMALL, "population": 12, "generati
         build({"task": table(), **SMALL, "population": 12, "generations": 2, "name": "straight"}), Path("runs")
     )
     assert [r["scores"] for r in rows(run)] == [r["scores"] for r in rows(straight)]
+
+
+def test_a_task_in_a_table_has_no_name_to_type(folder: Path) -> None:
+    with pytest.raises(evometa.EvometaError) as caught:
+        run_commands(fit=["no-such-program", "train.py"])
+    assert "evometa check task" not in str(caught.value) and "'fit'" not in str(caught.value)
+
+
+def test_a_resume_elsewhere_runs_where_the_run_was_started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = api.begin(build({"task": table(), **SMALL}), Path("runs")).path.absolute()
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    run = api.resume(path, generations=2)
+    assert len(rows(run)) == 8 and all(row["failure"] == "ok" for row in rows(run))
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("name", ["train.py", "judge.py"])
+def test_a_changed_command_is_refused(folder: Path, name: str) -> None:
+    path = api.begin(build({"task": table(), **SMALL}), Path("runs")).path
+    with (folder / name).open("a") as file:
+        file.write("# another line\n")
+    with pytest.raises(evometa.EvometaError, match="the task changed since the run started .its code") as caught:
+        api.resume(path, generations=2)
+    assert caught.value.exit_code == 6  # type: ignore[attr-defined]
 
 
 # --- plain Python --------------------------------------------------------------------------------------
@@ -261,6 +310,59 @@ def test_what_goes_wrong_in_python_is_recorded(tmp_path: Path, bad: Any, failure
         assert row["failure"] == failure and words in row["message"], row["message"]
         assert row["fitness"] == np.inf
     assert all(row["failure"] == "ok" for row in found if row not in failed)
+
+
+def _stubborn() -> Any:
+    """Swallows the bell itself, and answers as if nothing had been."""
+    try:
+        time.sleep(30)
+    except:  # noqa: E722
+        return {"loss": 0.0}
+
+
+def _sulking() -> Any:
+    try:
+        time.sleep(30)
+    except BaseException:
+        raise ValueError("another error") from None
+
+
+def _stubborn_twice() -> Any:
+    _stubborn()
+    return _stubborn()
+
+
+@pytest.mark.parametrize("bad", [_stubborn, _sulking, _stubborn_twice])
+def test_a_time_limit_cannot_be_swallowed(tmp_path: Path, bad: Any) -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    found = rows(evometa.run(python_task(bad, time_limit=0.2), out=tmp_path, **SMALL))
+    failed = [row for row in found if row["params"]["x"] > 0.51]
+    assert failed and all(row["failure"] == "timeout" for row in failed)
+    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_late_ring_stays_inside() -> None:
+    """Rings that come from the first bytecode on: every one ends as a `TimeoutError`."""
+
+    task = python_task(lambda: {"loss": 0.0}, time_limit=2e-5)
+    late = 0
+    for _ in range(2000):
+        try:
+            python.run_cell(task, {"x": 0.5}, 0, {"away": 1}, Loaded("a", "train", 0.0, {"away": 0.2}))
+        except TimeoutError:
+            late += 1
+    assert 0 < late <= 2000
+
+
+def test_equal_runs_store_equal_messages(tmp_path: Path) -> None:
+    bads = (lambda: object(), lambda: {"loss": object()}, lambda: _raise(ValueError(f"no {object()!r}")))
+    for number, bad in enumerate(bads):
+        files = []
+        for word in ("one", "two"):
+            run = evometa.run(python_task(bad), out=tmp_path / f"{number}{word}", **SMALL)
+            assert any(" at 0x..." in (row["message"] or "") for row in rows(run))
+            files.append(lineage_files(run.path))
+        assert files[0] == files[1]
 
 
 def test_control_c_is_no_failure(tmp_path: Path) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from datetime import date
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
 
 import evometa
 from evometa import Domain, Failure, Objective, Split, real
@@ -15,6 +21,7 @@ from evometa.evaluate.compiled import CompiledCells
 from evometa.evaluate.cost import cost
 from evometa.evaluate.plan import Plan, derive
 from evometa.evaluate.settle import Raw, reduce, settle
+from evometa.judging import Judged
 from evometa.keys import Stream, as_int, cell_keys, fit_and_judge_keys, stream_key
 from evometa.types import Cell
 
@@ -163,6 +170,34 @@ def test_a_metric_that_is_no_number_fails_its_candidate():
     assert found.failure.tolist() == [Failure.NONFINITE if negative <= 0 else Failure.OK, Failure.OK]
 
 
+def test_a_metric_that_comes_with_one_query_only_is_missing_elsewhere_and_no_failure():
+    task = linear(DOMAINS)
+
+    def judge(key, learned, query):
+        extra = {"bent": 1 / (query - 1)} if query.dtype == jnp.int32 else {}
+        return {"loss": (learned - query) ** 2, **extra}
+
+    domains = [Domain(d.name, d.support, {**d.queries, "away": np.int32(d.name == "b")}) for d in DOMAINS]
+    task = task.with_(judge=judge, domains=tuple(domains))
+    genomes = np.array([[0.5]], np.float32)
+    for names, failure in ((["a", "c"], Failure.OK), (["a", "b"], Failure.NONFINITE)):  # 1 / 0 on b
+        cells = CompiledCells(task, datasets.load(task, names), Plan(1, 1, 1), 1)
+        found = cells.host(stream_key(0, 0, Stream.EVALUATE), genomes)
+        assert found.failure.tolist() == [failure]
+        away = np.array([cell.query == "away" for cell in cells.cells])
+        assert np.isnan(found.metrics["bent"][0, ~away]).all() and not np.isnan(found.metrics["bent"][0, away]).any()
+
+
+def test_a_failed_cell_spoils_its_own_domain_and_the_candidate_never_looks_whole():
+    loss = np.ones((3, 12), np.float32)
+    loss[1, 2] = np.inf  # a/away, replicate 0
+    failure = np.array([Failure.OK, Failure.NONFINITE, Failure.NONFINITE], np.int8)  # the last by a metric
+    judged = Judged(tuple(CELLS), loss, {}, failure, {})
+    found = np.isfinite(judged.losses("away"))
+    assert found.tolist() == [[[True, True]] * 3, [[False, True], [True, True], [True, True]], [[False, False]] * 3]
+    assert not np.isfinite(judged.losses("home"))[1:].any(), "a failure elsewhere has no place among these cells"
+
+
 def test_step_form_judges_at_its_marks():
     task = evometa.task(
         space={"x": real(0, 1)}, domains=DOMAINS[:1], split=Split(["a"]), marks=(2, 5),
@@ -232,7 +267,7 @@ def plan(**changes):
 def test_plans_fill_devices_without_filler_where_they_can():
     assert plan().chunk * 2 in (16, 32) and 32 % (plan().chunk * plan().devices) == 0
     assert plan(population=24).chunk in (12, 6, 4, 3, 2, 1)
-    assert plan(live_bytes=2e6).chunk == 1, "one candidate alone is too large for the cache"
+    assert plan(live_bytes=1e7).chunk == 1, "one candidate alone is too large for the cache"
     assert plan(population=2, devices=8).chunk == 1
     assert plan(flops=1e12).block == 1 and plan(flops=1.0).block == 256
     assert plan(row_bytes=1e9).block == 1
@@ -296,6 +331,55 @@ def test_data_digests_see_every_change_and_no_address(tmp_path):
     before = digest_of(file)
     file.write_text("two")
     assert digest_of(file) != before
+
+
+class Slotted:
+    __slots__ = ("__hidden", "unset")
+
+    def __init__(self, hidden):
+        self.__hidden = hidden
+
+
+def test_data_digests_see_into_every_common_kind_of_data():
+    """Of each kind two equal ones and a different one."""
+    frame = {"x": [1.0, 2.0], "y": ["a", "b"]}
+    loop: list = [1]
+    loop.append(loop)
+    kinds = {
+        "frame": (pd.DataFrame(frame), pd.DataFrame(frame), pd.DataFrame({**frame, "y": ["a", "c"]})),
+        "index": (pd.DataFrame(frame), pd.DataFrame(frame), pd.DataFrame(frame, index=[1, 2])),
+        "series": (pd.Series([1, 2], name="a"), pd.Series([1, 2], name="a"), pd.Series([1, 3], name="a")),
+        "sparse": (sparse.csr_matrix(np.eye(3)), sparse.csr_matrix(np.eye(3)), sparse.csr_matrix(2 * np.eye(3))),
+        "spread": (sparse.csr_array(np.eye(3)), sparse.csr_array(np.eye(3)), sparse.csr_array(np.eye(4))),
+        "set": ({"a", "b", 3}, {3, "b", "a"}, {"a", "b", 4}),
+        "sets": ({frozenset({"a"}), ("b",)}, {("b",), frozenset({"a"})}, {("b",), frozenset({"c"})}),
+        "slots": (Slotted(1), Slotted(1), Slotted(2)),
+        "masked": (np.ma.array([1, 2], mask=[0, 1]), np.ma.array([1, 2], mask=[0, 1]), np.ma.array([1, 2])),
+        "queue": (deque([1, 2]), deque([1, 2]), deque([2, 1])),
+        "date": (date(2026, 1, 1), date(2026, 1, 1), date(2026, 1, 2)),
+        "closure": (closure(1), closure(1), closure(2)),
+        "partial": (partial(max, 1), partial(max, 1), partial(max, 2)),
+        "objects": (np.array([1, "a"], object), np.array([1, "a"], object), np.array([1, "b"], object)),
+        "cuts": (["ab", "c"], ["ab", "c"], ["a", "bc"]),
+        "nests": ([[1], 2], [[1], 2], [[1, 2]]),
+        "loop": (loop, loop, [2, loop]),
+        "opaque": (object(), object(), 1),
+        "slash": (["/", ".", "", "x" * 300], ["/", ".", "", "x" * 300], ["."]),
+    }
+    for kind, (one, same, other) in kinds.items():
+        assert digest_of(one) == digest_of(same), kind
+        assert digest_of(one) != digest_of(other), kind
+
+
+def closure(number):
+    return lambda: number
+
+
+def test_data_digests_see_names_and_contents_in_folders(tmp_path):
+    (tmp_path / "one").write_text("1")
+    before = digest_of(str(tmp_path))
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert digest_of(str(tmp_path)) != before
 
 
 def test_loaders_run_once_each_and_their_errors_are_named():

@@ -16,11 +16,11 @@ MOST_LINES = 400
 
 # Floors from the bottom. A folder of evometa is one room, a module beside them is one too.
 FLOORS = {
-    "ground": "errors types space contract keys statistics likely",
+    "ground": "errors types space contract keys statistics likely fingerprint",
     "machines": "evaluate/ backends/ archives/",
     "guests": "strategies/ tasks/",
     "loop": "loop",
-    "run": "spec names folder machine checkpoint session judging driver champion unseal replay api demo"
+    "run": "spec spec_task names folder machine checkpoint session judging driver champion unseal replay api demo"
     " checking checks seal poison testing testing_bench scaffold",
     "reports": "reports/",
     "cli": "cli cli_archive cli_author __main__",

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 
+import jax
 import pytest
 from helpers import PLAIN, call, cli, lineage_files, one_line, rewrite
 
 from evometa import api, checkpoint, folder
+from evometa import folder as folders
 from evometa.archives import events
 from evometa.archives.read import Archive, list_parts
+from evometa.errors import UsageError
 from evometa.evaluate.plan import Plan
 
 pytest_plugins = ["shared"]
@@ -135,6 +138,88 @@ def test_another_version_of_a_library_is_refused_and_named(copies, monkeypatch):
     real = session.importlib.metadata.version
     monkeypatch.setattr(session.importlib.metadata, "version", lambda name: "0.0" if name == "scipy" else real(name))
     one_line(cli("resume", "plain", "--generations", 6), 6, "versions.scipy", '"0.0"')
+
+
+@pytest.mark.parametrize("what", ["processor", "flags", "precision"])
+def test_another_machine_or_setting_is_refused_and_named(copies, monkeypatch, what):
+    from evometa import machine
+
+    if what == "processor":
+        monkeypatch.setattr(machine, "processor", lambda: "another")
+    elif what == "flags":
+        monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true --xla_force_host_platform_device_count=2")
+    before = jax.config.jax_default_matmul_precision
+    try:
+        if what == "precision":
+            jax.config.update("jax_default_matmul_precision", "highest")
+        name = {"processor": "processor", "flags": "XLA_FLAGS", "precision": "jax_default_matmul_precision"}[what]
+        one_line(cli("resume", "plain", "--generations", 6), 6, f"machine.{name}", "--from RUN@GENERATION")
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+
+
+def test_the_number_of_host_devices_is_the_plans_matter(copies, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    assert cli("resume", "plain", "--generations", 6).code == 0
+
+
+MINE = """from near import factor
+from evometa.strategies.quasi import random_search
+
+def mine(space, population=8):
+    return random_search(space, population)
+"""
+
+
+def test_a_strategy_file_is_found_again_and_its_code_counts(folder, monkeypatch):
+    (folder / "mine.py").write_text(MINE)
+    (folder / "near.py").write_text("factor = 1\n")
+    arguments = ("--generations", 1, "--population", 4, "--name", "x")
+    assert cli("run", "plain.py", "--strategy", "mine.py:mine", *arguments).code == 0
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    said = cli("resume", "../runs/x", "--generations", 2)
+    assert said.code == 0, said.err
+    for name in ("mine.py", "near.py"):
+        before = (folder / name).read_text()
+        (folder / name).write_text(before + "# more\n")
+        one_line(cli("resume", "../runs/x", "--generations", 3), 6, "the strategy changed", "its code")
+        (folder / name).write_text(before)
+    assert cli("resume", "../runs/x", "--generations", 3).code == 0
+
+
+def test_what_a_task_file_imports_beside_it_counts(folder):
+    (folder / "plain.py").write_text("import kit.noise\n" + PLAIN)
+    (folder / "kit").mkdir()
+    (folder / "kit/__init__.py").write_text("")
+    (folder / "kit/noise.py").write_text("def late():\n    from .deep import x\n")
+    (folder / "kit/deep.py").write_text("x = 1\n")
+    (folder / "kit/stranger.py").write_text("x = 1\n")
+    arguments = ("--strategy", "genetic", "--generations", 1, "--population", 4, "--name", "x")
+    assert cli("run", "plain.py", *arguments).code == 0
+    (folder / "kit/stranger.py").write_text("x = 2\n")
+    assert cli("resume", "x", "--generations", 2).code == 0
+    (folder / "kit/deep.py").write_text("x = 2\n")
+    one_line(cli("resume", "x", "--generations", 3), 6, "the task changed", "its code")
+
+
+def test_two_starts_at_once_get_two_folders(tmp_path, monkeypatch):
+    """Both see the first's folder while it is still empty."""
+    real = folders.write_once
+
+    def late(path, data):
+        if path.parent.name == "x":
+            monkeypatch.setattr(folders, "write_once", real)
+            folders.create(tmp_path, None, "x", {"who": "first"})
+        return real(path, data)
+
+    monkeypatch.setattr(folders, "write_once", late)
+    assert folders.create(tmp_path, None, "x", {"who": "second"}).name == "x-2"
+    assert folders.read_record(tmp_path / "x")["who"] == "first"
+    (tmp_path / "x/run.json").unlink()
+    monkeypatch.setattr(folders, "write_once", late)
+    with pytest.raises(UsageError, match="'x' exists"):
+        folders.create(tmp_path, "x", "x", {"who": "second"})
 
 
 def test_a_plan_that_this_process_cannot_give_is_refused(copies):

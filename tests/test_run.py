@@ -215,6 +215,35 @@ def test_a_fork_of_a_fork_and_its_resume(copies):
     assert cli("archive", "lineage", "two", "4:1", "--json").data["nodes"]
 
 
+def test_a_fork_needs_its_parent_no_more(copies):
+    """Its start is its first checkpoint."""
+    base = ("run", "plain.py", "--population", 8, "--seed", 3, "--strategy", "genetic")
+    assert cli(*base, "--generations", 4, "--from", "plain@2", "--name", "one").code == 0
+    assert cli(*base, "--generations", 5, "--name", "whole").code == 0
+    shutil.rmtree(copies / "runs/plain")
+    assert cli("resume", "one", "--generations", 5).code == 0
+    assert generation_rows(copies / "runs/one", 0) == generation_rows(copies / "runs/whole", 2)
+    said = cli("archive", "lineage", "one", "2:0")
+    assert "a fork: ancestors before generation 2 are in plain" in said.out
+
+
+def test_a_host_loop_commits_every_generation(copies):
+    """A strategy that JAX cannot trace has no block to lose at a kill."""
+    assert (
+        cli("run", "ridge.py", "--strategy", "sobol", "--population", 8, "--generations", 3, "--name", "host").code == 0
+    )
+    assert [part.first for part in Archive(copies / "runs/host").parts()] == [0, 1, 2]
+
+
+def test_several_objectives_keep_the_strategys_compromise(copies):
+    """No single objective may choose for all of them."""
+    objectives = ("--objective", "away", "--objective", "home", "--set", "strategy_options.objectives=2")
+    arguments = ("run", "ridge.py", "--strategy", "nsga2", "--population", 8, "--generations", 3, "--name", "two")
+    assert cli(*arguments, *objectives).code == 0
+    champion = evometa.open("runs/two").champion
+    assert champion is not None and champion.label == "recommendation"
+
+
 def test_a_fork_with_another_seed_starts_at_the_same_state(copies):
     arguments = ("run", "plain.py", "--population", 8, "--seed", 9, "--strategy", "genetic", "--generations", 4)
     assert cli(*arguments, "--from", "plain@2", "--name", "other").code == 0

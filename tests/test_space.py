@@ -141,6 +141,37 @@ def test_the_traceable_decoder_agrees_inside_and_outside_of_jit():
         assert one["net.width"].dtype == jnp.int32 and one["rate"].dtype == jnp.float32
 
 
+@st.composite
+def binned(draw):
+    """How many bins, and genomes of one number: anywhere, at the edges of bins, an ulp beside them, outside."""
+    bins = draw(st.integers(2, 2000))
+    edges = (np.arange(bins + 1) / bins).astype(np.float32)
+    anywhere = draw(st.lists(st.floats(-0.5, 1.5, width=32), max_size=50))
+    beside = [np.nextafter(edges, np.float32(towards)) for towards in (-1, 2)]
+    return bins, np.concatenate([edges, *beside, np.array([*anywhere, 0.7, np.inf, -np.inf], np.float32)])
+
+
+@settings(deadline=None, max_examples=40)
+@given(binned(), st.integers(-1000, 1000))
+def test_the_archive_names_the_integers_and_choices_that_were_trained_with(drawn, low):
+    """`values` and `decode_host` against `decode`, to the bit: integer(0, 9) at 0.7 is 7, although 10 * f32(0.7) < 7."""
+    bins, genomes = drawn
+    space = Space({"i": integer(low, low + bins - 1), "c": categorical([str(i) for i in range(bins)])})
+    both = np.stack([genomes, genomes[::-1]], axis=1)
+    numbers, choices = space.values(both)
+    for decode in (jax.vmap(space.decode), jax.jit(jax.vmap(space.decode))):
+        trained = decode(both)
+        assert np.array_equal(numbers["i"], trained["i"]) and np.array_equal(choices["c"], trained["c"])
+    for row in (0, len(both) // 3, -3, -1):
+        assert space.decode_host(both[row]) == {"i": int(trained["i"][row]), "c": str(int(trained["c"][row]))}
+
+
+def test_an_integer_at_the_edge_of_its_bin():
+    genome = np.array([0.7], np.float32)
+    space = Space({"i": integer(0, 9)})
+    assert space.decode_host(genome) == {"i": 7} and int(space.decode(genome)["i"]) == 7
+
+
 # --- what each kind means ------------------------------------------------------------------------------------------
 
 

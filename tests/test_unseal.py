@@ -251,6 +251,43 @@ def test_runs_opened_together_are_one_look(copies):
         unseal.unseal_together([entries[0], (ridge, api.reopen(ridge))])
 
 
+def test_a_crash_between_the_runs_of_an_opening_is_the_same_look(copies, monkeypatch):
+    """One run was through, the other was not: the repetition keeps number, keys and look, and writes nothing twice."""
+    arguments = ("run", "plain.py", "--seed", 3, "--population", 4, "--generations", 2, "--strategy", "genetic")
+    assert cli(*arguments, "--name", "second").code == 0
+    paths = [copies / "runs" / name for name in ("plain", "second")]
+    judge = unseal._Opening.judge
+
+    def only_the_first(opening, *rest):
+        return judge(opening, *rest) if opening.path.name == "plain" else crash()
+
+    with monkeypatch.context() as broken:
+        broken.setattr(unseal._Opening, "judge", only_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            unseal.unseal_together([(path, api.reopen(path)) for path in paths])
+    one, two = unseal.unseal_together([(path, api.reopen(path)) for path in paths])
+    assert (one["opening"], two["opening"], one["looks"], two["looks"]) == (1, 1, 1, 1)
+    assert len(ledger.read(copies / "runs")) == 1
+    for path in paths:
+        assert [e["kind"] for e in events.read(path)][-2:] == ["opening", "opened"]
+        assert len(list((path / "judgements").glob("*.parquet"))) == 2
+
+
+def test_another_champion_makes_it_another_look(copies, monkeypatch):
+    """Losses of a cut-short opening can be read from disk: a champion that was changed since is a second look."""
+    session = api.reopen(copies / "runs/plain")
+    with monkeypatch.context() as broken:
+        broken.setattr(unseal, "summarize", crash)
+        with pytest.raises(KeyboardInterrupt), locked(copies / "runs/plain"):
+            unseal.unseal(copies / "runs/plain", session)
+    chosen = [e for e in events.read(copies / "runs/plain") if e["kind"] == "champion"][-1]
+    changed = {k: v for k, v in chosen.items() if k not in ("seq", "time", "kind", "prev", "hash")}
+    changed["genome"] = [0.25 * x for x in changed["genome"]]
+    events.append(copies / "runs/plain", "champion", **changed)
+    said = cli("unseal", "plain", "--json").data
+    assert (said["opening"], said["looks"]) == (2, 2)
+
+
 def test_what_cannot_be_opened(copies):
     """Refused before anything is announced."""
     one_line(cli("unseal", "plain", "--seeds", 9), 2, "at least 10 seeds", "9")

@@ -1,7 +1,7 @@
 """Finished cells of an unfinished generation, one line each, so that a resume computes only the missing ones.
 
-A line is written as soon as its cell is finished, which survives the end of the process; it is forced to
-disk at most every 50 ms, which is all that a power cut can cost. A torn last line is ignored.
+A line is written and forced to disk as soon as its cell is finished, so neither the end of the process nor
+a power cut costs a cell that was recorded. A torn last line is ignored.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from evometa.archives.write import ensure_folder, sync_folder
 from evometa.errors import StorageError
 
-_SYNC_SECONDS = 0.05
 Unit = tuple[int, str, int]  # candidate index, domain, replicate
 
 
@@ -25,9 +25,8 @@ class CellJournal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._done: dict[int, dict[Unit, dict[str, Any]]] = {}
-        self._file: BinaryIO | None = None
+        self._file: int | None = None  # a descriptor: no buffer that a failed write leaves behind
         self._generation = -1
-        self._synced = 0.0
 
     def get(self, generation: int, unit: Unit) -> dict[str, Any] | None:
         """The outcome of a unit that was finished before, or None."""
@@ -36,16 +35,15 @@ class CellJournal:
         return self._done[generation].get(unit)
 
     def put(self, generation: int, unit: Unit, outcome: dict[str, Any]) -> None:
-        """Record a finished unit."""
+        """Record a finished unit: once this returns, it survives a power cut. Raises `StorageError`."""
         try:
             file = self._open(generation)
             body = json.dumps([list(unit), outcome], allow_nan=False, sort_keys=True)
-            file.write(f"{_checksum(body)} {body}\n".encode())
-            file.flush()
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
-                os.fsync(file.fileno())
-                self._synced = time.monotonic()
+            _write(file, f"{_checksum(body)} {body}\n".encode())
+            os.fsync(file)
         except OSError as error:
+            with suppress(OSError):
+                self.close()  # whoever tries again opens anew, which ends a line that was cut short
             raise StorageError(
                 f"cannot record a finished cell in {self.folder}: {error.strerror}."
                 f" Free some space, then: evometa resume {self.folder.parent}"
@@ -61,25 +59,26 @@ class CellJournal:
 
     def close(self) -> None:
         """Close the open file; what it holds stays."""
-        if self._file is not None:
-            self._file.close()
-        self._file, self._generation = None, -1
+        file, self._file, self._generation = self._file, None, -1
+        if file is not None:
+            os.close(file)
 
     def _path(self, generation: int) -> Path:
         return self.folder / f"gen-{generation:09d}.jsonl"
 
-    def _open(self, generation: int) -> BinaryIO:
+    def _open(self, generation: int) -> int:
         if self._file is not None and self._generation == generation:
             return self._file
         self.close()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        ensure_folder(self.folder)
         path = self._path(generation)
         torn = path.exists() and not path.read_bytes().endswith(b"\n")
-        file = path.open("ab")
-        self._file, self._generation = file, generation
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._generation = generation
         if torn:
-            file.write(b"\n")
-        return file
+            _write(self._file, b"\n")
+        sync_folder(self.folder)  # also for a file that was there: its maker may have died before this
+        return self._file
 
     def _read(self, generation: int) -> dict[Unit, dict[str, Any]]:
         path, done = self._path(generation), {}
@@ -90,6 +89,11 @@ class CellJournal:
                     (index, domain, replicate), outcome = json.loads(body)
                     done[index, domain, replicate] = outcome
         return done
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _checksum(body: str) -> str:

@@ -124,12 +124,22 @@ def _events(run: Path) -> Iterator[str]:
     except (IntegrityError, OSError) as error:
         yield str(error)
         return
+    yield from _judged(run, entries)
     path = run / "run.json"
     for entry in entries:
         known = entry.get("run_json_sha256")
         if known and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != known:
             yield f"{path}: its bytes are not those that the event {entry['seq']} ({entry['kind']}) knows"
             return
+
+
+def _judged(run: Path, entries: list[events.Entry]) -> Iterator[str]:
+    """The parts of judgements that events name: nothing else would miss them, for they follow no count."""
+    named = {str(entry["judgements"]): entry for entry in entries if entry.get("judgements")}
+    for name, entry in named.items():
+        path = run / "judgements" / name
+        if not path.is_file():
+            yield f"{path}: this part is missing; the event {entry['seq']} ({entry['kind']}) names it"
 
 
 # --- parts among each other -----------------------------------------------------------------------

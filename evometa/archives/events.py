@@ -1,8 +1,9 @@
 """The diary of a run, `events.jsonl`: what happened to it, one line each, chained by hashes.
 
 Every line carries the hash of the one before, so a changed or removed line shows. A last line that a
-crash tore is nobody's loss (it was never acknowledged): readers pass over it, and the next append
-removes it and says so.
+crash tore (its end is missing, or zeros are where bytes never reached the disk) is nobody's loss, for it
+was never acknowledged: readers pass over it, and the next append removes it and says so. A last line
+that is wrong in any other way was damaged after it was written, and that is never passed over.
 """
 
 from __future__ import annotations
@@ -94,21 +95,39 @@ def _parse(data: bytes, path: Path) -> tuple[list[Entry], int]:
         end = good + len(line) + (number < len(lines))
         if not line and number == len(lines):
             break
-        try:
-            entry = json.loads(line)
-            whole = isinstance(entry, dict) and isinstance(entry.get("hash"), str)
-        except ValueError:
-            entry, whole = {}, False
-        if not whole:
-            if not b"".join(lines[number:]):
-                break  # the last line: torn by a crash
-            raise IntegrityError(f"{path}: line {number} is damaged, and it is not the last one")
+        entry = _whole_entry(line)
+        if entry is None:
+            if any(lines[number:]):
+                raise IntegrityError(f"{path}: line {number} is damaged, and it is not the last one")
+            if not _is_torn(line, ended=number < len(lines)):
+                raise IntegrityError(f"{path}: line {number} is damaged, and not as a crash leaves a line")
+            break
         expected = entries[-1]["hash"] if entries else START
         if entry.get("prev") != expected or entry.get("seq") != len(entries) or entry["hash"] != _hash(entry):
             raise IntegrityError(f"{path}: line {number} is not what was written: the chain of hashes breaks there")
         entries.append(entry)
         good = end
     return entries, good
+
+
+def _whole_entry(line: bytes) -> Entry | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("hash"), str) else None
+
+
+def _is_torn(line: bytes, *, ended: bool) -> bool:
+    """Whether a crash may have left this last line: otherwise it was acknowledged, and something changed it since."""
+    if ended:
+        # Zeros at either side, or several of them; a single one inside may be a flipped bit of a space.
+        return line.startswith(b"\0") or line.endswith(b"\0") or b"\0\0" in line
+    if line.endswith(b"\0"):
+        return True
+    # A whole entry with one byte too many: that byte was the newline.
+    entry = _whole_entry(line[:-1])
+    return entry is None or entry["hash"] != _hash(entry)
 
 
 def _entry(fields: Entry, before: list[Entry]) -> Entry:

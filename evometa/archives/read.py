@@ -11,6 +11,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -244,12 +245,25 @@ def unnest_scores(table: pa.Table) -> pa.Table:
 
 
 def to_dicts(table: pa.Table) -> list[dict[str, Any]]:
-    """Rows as plain Python, maps as dicts."""
+    """Rows as plain Python, maps as dicts, decimals (what SQL's sums of integers are) as numbers."""
     maps = [field.name for field in table.schema if pa.types.is_map(field.type)]
+    decimals = [field.name for field in table.schema if "decimal" in str(field.type)]  # at any depth
     rows = table.to_pylist()
     for row in rows:
         row.update({name: dict(row[name]) for name in maps if row[name] is not None})
+        row.update({name: _numbers(row[name]) for name in decimals})
     return rows
+
+
+def _numbers(value: Any) -> Any:
+    """The value with every decimal in it as an int (where its type has no fraction) or a float."""
+    if isinstance(value, Decimal):
+        return int(value) if value.as_tuple().exponent == 0 else float(value)
+    if isinstance(value, dict):
+        return {_numbers(key): _numbers(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_numbers(child) for child in value)
+    return value
 
 
 def _check_format(path: Path) -> None:

@@ -6,23 +6,26 @@ run in process groups of their own, killed as a whole when the time is up.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from evometa.contract import Task
+from evometa.errors import StorageError
 from evometa.evaluate.data import Loaded
 from evometa.space import Candidate
 
 _MOST_OUTPUT = 1 << 20  # bytes of a command's output that are read; metrics are its last line
-_MESSAGE = 400
+_MESSAGE = 2000  # a stored message is shorter still: it is cut after what differs between equal runs is taken out
+_OUR_DISK = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)  # no fault of the command that was to start
 
 
 def run_cell(
@@ -31,33 +34,44 @@ def run_cell(
     """Metrics by query name; `RuntimeError` with the command's last words where one fails, `TimeoutError` late."""
     limit = task.time_limit
     deadline = None if limit is None else time.monotonic() + limit
-    with tempfile.TemporaryDirectory(prefix="evometa-cell-") as folder:
-        learned = Path(folder) / "learned"
-        learned.mkdir()
+    with ExitStack() as stack:
+        with _our_files():
+            # What cannot be removed is left behind: it is no reason to end a run, nor the candidate's failure.
+            cell = tempfile.TemporaryDirectory(prefix="evometa-cell-", ignore_cleanup_errors=True)
+            learned = Path(stack.enter_context(cell)) / "learned"
+            learned.mkdir()
         request = {"candidate": candidate, "key": fit_key, "support": domain.support, "learned": str(learned)}
-        call("fit", task.fit, request, deadline, limit)
+        call("fit", task.fit, request, deadline, limit, task.folder or None)
         judged: dict[str, Any] = {}
         for query, data in domain.queries.items():
-            answer = call(
-                "judge", task.judge, {"key": judge_keys[query], "learned": str(learned), "query": data}, deadline, limit
-            )
+            asked = {"key": judge_keys[query], "learned": str(learned), "query": data}
+            answer = call("judge", task.judge, asked, deadline, limit, task.folder or None)
             judged[query] = _last_line(answer, query)
         return judged
 
 
 def call(
-    role: str, command: Sequence[str], request: Mapping[str, Any], deadline: float | None, limit: float | None
+    role: str,
+    command: Sequence[str],
+    request: Mapping[str, Any],
+    deadline: float | None,
+    limit: float | None,
+    cwd: str | None = None,
 ) -> str:
-    """What a command printed, given one JSON object on standard input.
+    """What a command printed, run in the folder `cwd` and given one JSON object on standard input.
 
     Raises `RuntimeError` with its last words where it fails or cannot be started, `TimeoutError` at the deadline.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with ExitStack() as stack:
+        with _our_files():
+            out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
         try:
             process = subprocess.Popen(
-                list(command), stdin=subprocess.PIPE, stdout=out, stderr=err, start_new_session=True
+                list(command), stdin=subprocess.PIPE, stdout=out, stderr=err, cwd=cwd, start_new_session=True
             )
         except OSError as error:
+            if error.errno in _OUR_DISK:
+                raise _refused(error) from error
             raise RuntimeError(f"{role} command {command[0]!r} cannot be started: {error.strerror}") from None
         try:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -81,9 +95,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _tail(file: Any) -> str:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _MOST_OUTPUT))
-    return file.read().decode(errors="replace")
+    with _our_files():
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _MOST_OUTPUT))
+        return file.read().decode(errors="replace")
+
+
+@contextmanager
+def _our_files() -> Iterator[None]:
+    """Around evometa's own temporary files: a full disk is the machine's trouble, not the candidate's."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: OSError) -> StorageError:
+    return StorageError(
+        f"the temporary files of a cell cannot be kept: {error}. Free the disk, or set TMPDIR to another folder"
+    )
 
 
 def _last_line(text: str, query: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,11 +21,14 @@ from evometa.errors import EvometaError
 from evometa.evaluate.compiled import layout
 from evometa.evaluate.data import Loaded
 from evometa.evaluate.settle import Raw
+from evometa.fingerprint import without_addresses
 from evometa.keys import as_int, cell_keys, fit_and_judge_keys
 from evometa.types import Failure
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _RESERVED = ("loss", "support_loss", "inner_steps")
+_CELL_FOLDER = re.compile(r"[^\s'\"]*evometa-cell-[^/\s'\"]+")  # a temporary folder's name is random
+_MESSAGE = 500
 # (candidate, domain, replicate) -> outcome; see `run_unit`.
 Outcome = dict[str, Any]
 
@@ -103,7 +107,15 @@ def run_unit(task: Task, candidate: Any, fit_key: int, judge_keys: dict[str, int
     """Train and judge once: `{"failure": code, "message": text, "metrics": {query: {name: float}}}`.
 
     Everything that the task does wrong is caught and named here; Ctrl-C and evometa's own errors pass.
+    Messages are stored with the lineage, so they hold nothing that differs from one equal run to the next.
     """
+    outcome = _run_unit(task, candidate, fit_key, judge_keys, domain)
+    # Cut before the search, which would be slow on a text of megabytes, and after it, to the length kept.
+    text = _CELL_FOLDER.sub("CELL", without_addresses(outcome["message"][: 8 * _MESSAGE]))
+    return {**outcome, "message": text[:_MESSAGE]}
+
+
+def _run_unit(task: Task, candidate: Any, fit_key: int, judge_keys: dict[str, int], domain: Loaded) -> Outcome:
     run: Callable[..., dict[str, Any]] = command.run_cell if task.runs == "command" else python.run_cell
     where = f"domain {domain.name}"
     try:
@@ -120,12 +132,12 @@ def run_unit(task: Task, candidate: Any, fit_key: int, judge_keys: dict[str, int
         }
     except (Exception, SystemExit) as error:
         text = f"{where}: {type(error).__name__}: {error}"
-        return {"failure": int(Failure.ERROR), "message": text[:500], "metrics": {}}
+        return {"failure": int(Failure.ERROR), "message": text, "metrics": {}}
     metrics: dict[str, dict[str, float]] = {}
     for query, values in judged.items():
         failure, message = _wrong(values, task)
         if failure is not Failure.OK:
-            return {"failure": int(failure), "message": f"{where}, judge on {query}: {message}"[:500], "metrics": {}}
+            return {"failure": int(failure), "message": f"{where}, judge on {query}: {message}", "metrics": {}}
         metrics[query] = {name: float(value) for name, value in values.items()}
     return {"failure": int(Failure.OK), "message": "", "metrics": metrics}
 

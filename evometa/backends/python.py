@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import types
+from collections.abc import Mapping
 from typing import Any
 
 from evometa.contract import Task
 from evometa.errors import UsageError
 from evometa.evaluate.data import Loaded
 from evometa.space import Candidate
+
+_AGAIN = 0.1  # seconds between rings: a task's bare `except:` swallows one, and goes on until the next
 
 
 class TimeLimit(BaseException):
@@ -21,12 +23,42 @@ class TimeLimit(BaseException):
 def run_cell(
     task: Task, candidate: Candidate, fit_key: int, judge_keys: Mapping[str, int], domain: Loaded
 ) -> dict[str, Any]:
-    """Whatever `judge` returns, by query name; exceptions pass through, `TimeoutError` when time is up."""
+    """Whatever `judge` returns, by query name; exceptions pass through, `TimeoutError` when time is up.
+
+    A cell that ran out of time is late whatever it then did: swallow the exception and return, or raise another.
+    """
+    if task.time_limit is None:
+        return _train_and_judge(task, candidate, fit_key, judge_keys, domain)
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError(
+            "a time limit for Python cells works in the main thread only."
+            " Set time_limit=None, or run from the main thread"
+        )
+    rang = False
+
+    def ring(_: int, frame: types.FrameType | None) -> None:
+        nonlocal rang
+        rang = True
+        # Raised within the cell alone: a last ring between its end and the disarming must not escape from here.
+        while frame is not None:
+            if frame.f_code is _train_and_judge.__code__:
+                raise TimeLimit
+            frame = frame.f_back
+
+    judged: dict[str, Any] = {}
+    before = signal.signal(signal.SIGALRM, ring)
     try:
-        with _alarm(task.time_limit):
-            return _train_and_judge(task, candidate, fit_key, judge_keys, domain)
-    except TimeLimit:
-        raise TimeoutError(f"took longer than {task.time_limit:g} s") from None
+        signal.setitimer(signal.ITIMER_REAL, task.time_limit, _AGAIN)
+        judged = _train_and_judge(task, candidate, fit_key, judge_keys, domain)
+    except (Exception, SystemExit, TimeLimit):
+        if not rang:
+            raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    if rang:
+        raise TimeoutError(f"took longer than {task.time_limit:g} s")
+    return judged
 
 
 def _train_and_judge(
@@ -45,26 +77,3 @@ def _train_and_judge(
             suffix = "" if number + 1 == task.marks[-1] else f"@{number + 1}"
             judged |= {f"{q}{suffix}": task.judge(judge_keys[q], learner, data) for q, data in domain.queries.items()}
     return judged
-
-
-@contextmanager
-def _alarm(seconds: float | None) -> Iterator[None]:
-    if seconds is None:
-        yield
-        return
-    if threading.current_thread() is not threading.main_thread():
-        raise UsageError(
-            "a time limit for Python cells works in the main thread only."
-            " Set time_limit=None, or run from the main thread"
-        )
-
-    def ring(*_: Any) -> None:
-        raise TimeLimit
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -8,7 +8,8 @@ everywhere (design: the determinism contract).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from evometa.contract import Task
-from evometa.errors import ConfigError, EvometaError
+from evometa.errors import ConfigError, EvometaError, how_to_install
 from evometa.evaluate.cost import Cost, cost
 from evometa.evaluate.data import Loaded
 from evometa.evaluate.plan import Plan
@@ -93,8 +94,8 @@ class CompiledCells:
         out = jax.tree.map(lambda x: x[:population], spread(genomes, keys, data))
         loss = out.pop("loss")
         evaluated = jnp.broadcast_to(jnp.asarray(self._present), loss.shape)
-        # A metric that is not finite fails its candidate as a loss does.
-        broken = [(evaluated & ~jnp.isfinite(value)).any(axis=1) for value in out.values()]
+        # A metric that is not finite fails its candidate as a loss does; one that judge never returns is none.
+        broken = [(self._returned[name][None] & ~jnp.isfinite(value)).any(axis=1) for name, value in out.items()]
         failure = (
             jnp.where(jnp.any(jnp.array(broken), axis=0), jnp.int8(Failure.NONFINITE), jnp.int8(Failure.OK))
             if broken
@@ -123,30 +124,15 @@ class CompiledCells:
         """Train once, judge on every query: `{metric: [Q]}`."""
         judged = self._train_and_judge(self.task.space.decode(genome, static), key, support, queries)
         missing = {name: jnp.full((), jnp.nan, jnp.float32) for name in ("loss", *self.metrics)}
-        # Only loss may be absent (the domain lacks that query: the cell is marked as not evaluated).
+        # What is absent stays NaN: a query that the domain lacks, a metric that judge returns on other queries.
         rows = [{**missing, **judged.get(q, {})} for q in self.task.query_names]
         return {name: jnp.stack([jnp.asarray(row[name], jnp.float32) for row in rows]) for name in missing}
 
     def _train_and_judge(self, candidate: Any, key: Any, support: Any, queries: dict[str, Any]) -> dict[str, Any]:
-        task = self.task
         fit_key, judge_keys = fit_and_judge_keys(key, tuple(queries))
-        if task.fit is not None:
-            learned = task.fit(fit_key, candidate, support)
-            return {q: task.judge(judge_keys[q], learned, data) for q, data in queries.items()}
-        assert task.init is not None and task.step is not None
-        learner = task.init(jax.random.fold_in(fit_key, 0), candidate, support)
         judged: dict[str, Any] = {}
-        start = 0
-        for mark in task.marks:
-
-            def one(learner: Any, number: Any) -> tuple[Any, None]:
-                step_key = jax.random.fold_in(jax.random.fold_in(fit_key, 1), number)
-                return task.step(step_key, candidate, learner, support), None  # type: ignore[misc]
-
-            learner, _ = jax.lax.scan(one, learner, jnp.arange(start, mark))
-            start = mark
-            suffix = "" if mark == task.marks[-1] else f"@{mark}"
-            judged |= {f"{q}{suffix}": task.judge(judge_keys[q], learner, data) for q, data in queries.items()}
+        for suffix, learned in trained(self.task, candidate, fit_key, support):
+            judged |= {f"{q}{suffix}": self.task.judge(judge_keys[q], learned, data) for q, data in queries.items()}
         return judged
 
     # --- on the host -----------------------------------------------------------------------------
@@ -189,12 +175,16 @@ class CompiledCells:
     # --- what the task returns, found out before anything is compiled ------------------------------
 
     def _metric_names(self) -> tuple[str, ...]:
-        """Names besides loss; `ConfigError` where judge returns anything but real scalars."""
+        """Names besides loss; `ConfigError` where judge returns anything but real scalars.
+
+        Notes on the way which cells exist, and for each name in which of them judge returns it.
+        """
         self._present = np.array([c.query.split("@")[0] in self._queries_of(c.domain) for c in self.cells])
         genome = jax.ShapeDtypeStruct((self.task.space.dimension,), jnp.float32)
         static = self._some_static = self.task.space.static_values(self.task.space.encode(self.task.baseline)) or None
-        names: dict[str, None] = {}
-        for support, queries in self.data:
+        returned: dict[str, np.ndarray] = {}
+        for group, (support, queries) in zip(self.groups, self.data, strict=True):
+            members = {self.names[i] for i in group}
             first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (support, queries))
             try:
                 judged = jax.eval_shape(
@@ -207,17 +197,37 @@ class CompiledCells:
                 raise
             except ModuleNotFoundError as error:
                 raise EvometaError(
-                    f"task {self.task.name!r} needs the package {error.name!r}. Type: pip install {error.name}"
+                    f"task {self.task.name!r} needs the package {error.name!r}. {how_to_install(error.name)}"
                 ) from error
             except Exception as error:
                 raise ConfigError(_untraceable(self.task, error)) from error
             for query, metrics in judged.items():
-                names |= dict.fromkeys(_check_metrics(self.task, query, metrics))
-        names.pop("loss", None)
-        return tuple(sorted(names))
+                here = np.array([c.domain in members and c.query == query for c in self.cells])
+                for name in _check_metrics(self.task, query, metrics):
+                    returned[name] = returned.get(name, False) | here
+        returned.pop("loss", None)
+        self._returned = returned
+        return tuple(sorted(returned))
 
     def _queries_of(self, domain: str) -> Mapping[str, Any]:
         return self.task.domain(domain).queries
+
+
+def trained(task: Task, candidate: Any, fit_key: Any, support: Any) -> Iterator[tuple[str, Any]]:
+    """What is learned at every mark, with the mark's suffix (`@50`; none for the last); traceable."""
+    if task.fit is not None:
+        yield "", task.fit(fit_key, candidate, support)
+        return
+    assert task.init is not None and task.step is not None
+
+    def one(learner: Any, number: Any) -> tuple[Any, None]:
+        step_key = jax.random.fold_in(jax.random.fold_in(fit_key, 1), number)
+        return task.step(step_key, candidate, learner, support), None  # type: ignore[misc]
+
+    learner = task.init(jax.random.fold_in(fit_key, 0), candidate, support)
+    for start, mark in pairwise((0, *task.marks)):
+        learner, _ = jax.lax.scan(one, learner, jnp.arange(start, mark))
+        yield "" if mark == task.marks[-1] else f"@{mark}", learner
 
 
 def _head(raw: Raw, count: int) -> Raw:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evometa.contract import Domain, Task
-from evometa.errors import EvometaError
+from evometa.errors import EvometaError, how_to_install
+from evometa.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _load(task: Task, domain: Domain, role: str) -> Loaded:
         raise
     except ModuleNotFoundError as error:
         raise EvometaError(
-            f"task {task.name!r} needs the package {error.name!r}. Type: pip install {error.name}"
+            f"task {task.name!r} needs the package {error.name!r}. {how_to_install(error.name)}"
         ) from error
     except Exception as error:
         raise EvometaError(
@@ -73,43 +72,17 @@ def _load(task: Task, domain: Domain, role: str) -> Loaded:
     return Loaded(domain.name, role, support, queries)
 
 
-def digest(domains: Sequence[Loaded]) -> str:
-    """sha256 of what the domains hold: names, array shapes and bytes, file contents where a path is given."""
+def digest(domains: Sequence[Loaded], base: Path = Path()) -> str:
+    """sha256 of what the domains hold (see fingerprint.py), file contents where a path is given.
+
+    Relative paths start at `base`.
+    """
     sha = hashlib.sha256()
     for domain in domains:
         for label, value in [("support", domain.support), *sorted(domain.queries.items())]:
-            sha.update(f"{domain.name}/{label}\0".encode())
-            _feed(sha, value)
+            try:
+                word = fingerprint(value, files=base)
+            except OSError as error:
+                raise EvometaError(f"{label} of domain {domain.name!r} cannot be read: {error}") from error
+            sha.update(f"{domain.name}/{label}\0{word}\0".encode())
     return sha.hexdigest()
-
-
-def _feed(sha: Any, value: Any) -> None:
-    if isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            sha.update(f"{key}\0".encode())
-            _feed(sha, value[key])
-    elif isinstance(value, list | tuple):
-        sha.update(f"[{len(value)}]".encode())
-        for item in value:
-            _feed(sha, item)
-    elif isinstance(value, str | Path):
-        sha.update(str(value).encode())
-        path = Path(value)
-        if len(str(value)) < 4096 and path.exists():
-            for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-                sha.update(hashlib.sha256(file.read_bytes()).digest())
-    elif hasattr(value, "shape") and hasattr(value, "dtype"):
-        array = np.ascontiguousarray(value)
-        if array.dtype.kind == "O":
-            _feed(sha, array.tolist())
-        else:
-            sha.update(f"{array.dtype}{array.shape}".encode())
-            sha.update(array.tobytes())
-    elif isinstance(value, int | float | bool | bytes | type(None)):
-        sha.update(repr(value).encode())
-    else:
-        # Objects of the user's own: their type and public state; addresses never enter.
-        sha.update(type(value).__qualname__.encode())
-        _feed(
-            sha, {k: v for k, v in vars(value).items() if not k.startswith("_")} if hasattr(value, "__dict__") else None
-        )

@@ -60,6 +60,7 @@ def runs_rows(out: Path) -> Rows:
     for path in folder.list_runs(out):
         try:
             record, best, diary = folder.read_record(path), champion.last(path), events.read(path)
+            generations, until = Archive(path).generations(), folder.target(path)
         except IntegrityError as error:
             # One damaged run must not hide the others.
             rows.append({"run": path.name, "task": f"damaged: {error}"})
@@ -70,8 +71,8 @@ def runs_rows(out: Path) -> Rows:
                 "task": record["task"]["name"],
                 "strategy": record["strategy"]["name"],
                 "objective": ", ".join(record["task"]["objectives"]),
-                "generations": Archive(path).generations(),
-                "of": folder.target(path),
+                "generations": generations,
+                "of": until,
                 "validation": best.validation if best else None,
                 "baseline": best.baseline if best and math.isfinite(best.baseline) else None,
                 "opened": sum(event["kind"] == "opening" for event in diary),
