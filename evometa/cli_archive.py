@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,4 +176,8 @@ def emit(data: Any, as_json: bool, text: Any) -> None:
     """Print JSON, or what `text()` says."""
     import json
 
-    print(json.dumps(data, allow_nan=False) if as_json else text())
+    try:
+        print(json.dumps(data, allow_nan=False) if as_json else text(), flush=True)
+    except BrokenPipeError:
+        # The reader left (`| head`): nothing to say, and nowhere to say it, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
