@@ -9,7 +9,7 @@ OUT ?= runs
 .PHONY: help run test lint format bench clean
 
 help:
-	@echo "make run      install, then the language ladder's demonstration (about 5 minutes)"
+	@echo "make run      install, then the language ladder's demonstration (about 3 minutes)"
 	@echo "make test     install what tests need, then lint, types and tests"
 	@echo "make lint     lint and types only"
 	@echo "make format   put the code into the house's form"
@@ -35,6 +35,7 @@ $(VENV)/installed-dev: $(VENV)/installed pyproject.toml constraints.txt
 
 run: $(VENV)/installed
 	@$(BIN)/evometa demo --out $(OUT)
+	@echo "(evometa is installed in $(VENV); first type: . $(BIN)/activate)"
 
 test: lint
 	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq strace >/dev/null 2>&1; } \
