@@ -188,7 +188,7 @@ def resume(path: str | Path, *, generations: int | None = None, watch: Watch | N
             until = generations
         driver.record_event(path, "resumed", generation=done, until=until)
         forked = bool(folder.read_record(path).get("from"))
-        return _finish(path, session, until, watch, (lambda: _start_state(path, session)) if forked else None)
+        return _finish(path, session, until, watch, (lambda: start_state(path, session)) if forked else None)
 
 
 def open(path: str | Path) -> Run:
@@ -262,7 +262,7 @@ def _forked_state(path: Path, generation: int, session: Session) -> Any:
             f"--from: {path.name} searched another space, so its genomes mean nothing here. Start a new run"
         )
     origin = _parent_session(path, parent)
-    state = driver.state_at(path, origin, generation, _start_state(path, origin))
+    state = driver.state_at(path, origin, generation, start_state(path, origin))
     return state if _same_strategy(parent, session) else session.initial_state(origin.strategy.recommend(state))
 
 
@@ -271,7 +271,7 @@ def _parent_session(path: Path, record: Mapping[str, Any]) -> Session:
     return prepare(spec, plan=Plan(**record["plan"]), base=Path(record["folder"]))
 
 
-def _start_state(path: Path, session: Session) -> Any:
+def start_state(path: Path, session: Session) -> Any:
     """What a forked run started from (told again from its parent's rows); None for an ordinary run."""
     origin = folder.read_record(path).get("from")
     if not origin:

@@ -135,7 +135,7 @@ def _finalists(path: Path, session: Session, state: State, generations: int) -> 
     observed = [
         Subject("observed", np.array(row["genome"], np.float32), row["generation"], row["index"])
         for row in Archive(path).top(4 * session.spec.champion.observed)
-        if np.isfinite(row["fitness"])
+        if np.isfinite(row["fitness"]) and row["genome"]
     ]
     subjects = [Subject("recommendation", recommended, generations - 1, None)]
     seen = {recommended.tobytes(): 0}

@@ -131,7 +131,10 @@ class HostLoop:
         for i in range(block.generations):
             key = partial(stream_key, self._seed, block.first + i)
             genomes, _, state = self._ask(key(Stream.ASK), state)
-            if not np.array_equal(np.asarray(genomes), block.genomes[i], equal_nan=True):
+            stored, asked = block.genomes[i], np.asarray(genomes)
+            # A row of NaN: a large genome that was not stored. Its scores are told all the same.
+            there = ~np.isnan(stored).all(axis=1)
+            if not np.array_equal(asked[there], stored[there], equal_nan=True):
                 raise ValueError(f"generation {block.first + i} differs")
             scores = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), block.scores)
             state = self._tell(key(Stream.TELL), state, genomes, scores)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from evometa import api
+from evometa import api, driver
 from evometa.archives.read import Archive
 from evometa.archives.rows import block_from_table
 from evometa.backends.inline import HostCells
@@ -31,6 +31,13 @@ def replay(path: Path, generation: int, index: int) -> dict[str, Any]:
     block = block_from_table(table, session.cells, session.task.space.dimension, len(session.task.objectives))
     stored = jax.tree.map(lambda x: x[generation - block.first, index], block.scores._replace(metrics={}))
     genome = block.genomes[generation - block.first, index]
+    if np.isnan(genome).all():
+        # Too large to be stored for everybody: asked for again, from the state before its generation.
+        state = driver.state_at(path, session, generation, api.start_state(path, session))
+        ask = stream_key(session.spec.seed, generation, Stream.ASK)
+        strategy = session.strategy
+        genomes, _, _ = (jax.jit(strategy.ask) if strategy.traceable else strategy.ask)(ask, state)
+        genome = np.asarray(genomes)[index]
     key = stream_key(session.spec.seed, generation, Stream.EVALUATE)
     # A whole population of the same genome: the same shapes, so the same program as in the run.
     genomes = np.repeat(genome[None], session.strategy.population, axis=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from helpers import PLAIN, cli, one_line, rewrite
@@ -81,3 +83,27 @@ def test_a_changed_task_is_not_replayed(copies):
     (copies / "plain.py").write_text(PLAIN.replace("noise}", "noise + 0}"))
     one_line(cli("archive", "show", "plain", "0:0", "--replay"), 6, "the task changed")
     assert cli("archive", "show", "plain", "0:0").code == 0
+
+
+@pytest.mark.parametrize(("file", "strategy"), [("ridge.py", "cma_es"), ("plain.py", "genetic")])
+def test_a_large_genome_is_stored_for_elites_and_comes_back_for_the_others(folder, monkeypatch, file, strategy):
+    """A row says so where its genome is left to replay; nothing else changes."""
+    monkeypatch.setattr("evometa.archives.rows.LARGE", 1)
+    arguments = ("run", file, "--strategy", strategy, "--population", 12, "--generations", 3)
+    assert cli(*arguments, "--name", "large").code == 0
+    rows = Archive(folder / "runs/large").table().to_pylist()
+    for generation in range(3):
+        stored = [row for row in rows if row["generation"] == generation and row["genome"]]
+        left = [row for row in rows if row["generation"] == generation and not row["genome"]]
+        assert len(stored) == 8 and {row["extras"] for row in left} == {'{"genome": "replay"}'}
+        assert max(row["fitness"] for row in stored) <= min(row["fitness"] for row in left)
+    absent = next(row for row in rows if row["generation"] == 2 and not row["genome"])
+    said = cli("archive", "show", "large", f"2:{absent['index']}", "--replay", "--json")
+    assert said.code == 0 and said.data["replay"]["equal"], said.err
+    shutil.rmtree(folder / "runs/large/checkpoints")
+    assert cli("resume", "large", "--generations", 4).code == 0
+    assert cli("archive", "check", "large").code == 0
+    assert cli(*arguments[:-1], 4, "--name", "whole").code == 0
+    drop = ["run"]
+    longer = [Archive(folder / f"runs/{name}").table().drop_columns(drop).to_pylist() for name in ("large", "whole")]
+    assert longer[0] == longer[1]

@@ -30,6 +30,9 @@ from evometa.errors import IntegrityError
 from evometa.space import Space
 from evometa.types import Block, Cell, Failure, Scores
 
+LARGE = 100_000  # genomes of more numbers are stored for elites only
+ELITES = 8
+REPLAY = '{"genome": "replay"}'
 FAILURES = tuple(failure.name.lower() for failure in Failure)
 
 
@@ -49,7 +52,8 @@ def lineage_table(
     """Rows of a block, sorted by (generation, index): a table of schema `LINEAGE`.
 
     `operators` name what made a child by how many parents it has (none, one, more). Parent slots of -1
-    are dropped, so a row names only the parents that exist.
+    are dropped, so a row names only the parents that exist. Genomes of more than `LARGE` numbers are stored
+    for the `ELITES` best of each generation; the others come back by replay, and `extras` says so.
     """
     generations, population = block.genomes.shape[:2]
     n, cell_count = generations * population, len(cells)
@@ -60,6 +64,7 @@ def lineage_table(
     evaluated = np.asarray(scores.evaluated, bool).reshape(n, cell_count)
     fitness = np.asarray(scores.fitness, np.float64).reshape(n, -1)
     descriptor = np.asarray(scores.descriptor, np.float32).reshape(n, scores.descriptor.shape[-1])
+    kept = _elites(fitness[:, 0].reshape(generations, population)) if genomes.shape[1] > LARGE else None
     params, choices = _decoded(space, genomes)
     metrics = {name: _mean(values, evaluated) for name, values in sorted(scores.metrics.items())}
     counts, known_parents = _parents(parents)
@@ -69,7 +74,8 @@ def lineage_table(
         "index": np.tile(np.arange(population, dtype=np.int32), generations),
         "parents": known_parents,
         "operator": texts(operators).take(arrow(np.minimum(counts, 2))),
-        "genome": _lists(genomes, "genome"),
+        "genome": _lists(genomes, "genome") if kept is None else _some_lists(genomes, kept),
+        "extras": None if kept is None else pa.array([None if k else REPLAY for k in kept], pa.string()),
         "params": params,
         "choices": choices,
         "fitness": fitness[:, 0],
@@ -127,7 +133,7 @@ def block_from_table(
     )
     said = numbers(table["message"].combine_chunks().is_valid()).nonzero()[0]
     messages = {(int(generation[i]), int(index[i])): table["message"][int(i)].as_py() for i in said}
-    genomes = _rectangle(table, "genome", space_dimension).reshape(*shape, space_dimension)
+    genomes = _genomes(table, n, space_dimension).reshape(*shape, space_dimension)
     return Block(first, genomes, _parent_slots(table, n, parent_slots).reshape(*shape, -1, 2), scores, messages)
 
 
@@ -194,6 +200,21 @@ def _offsets(n: int, width: int) -> pa.Array:
 def _lists(rows: np.ndarray, name: str) -> pa.Array:
     of = LINEAGE.field(name).type
     return pa.ListArray.from_arrays(_offsets(*rows.shape), arrow(rows.ravel()), type=of)
+
+
+def _elites(fitness: np.ndarray) -> np.ndarray:
+    """`[N]` bool: the best rows of each generation, from fitness `[G, P]`."""
+    best = np.argsort(fitness, axis=1, kind="stable")[:, :ELITES]
+    kept = np.zeros(fitness.shape, bool)
+    np.put_along_axis(kept, best, True, axis=1)
+    return kept.ravel()
+
+
+def _some_lists(genomes: np.ndarray, kept: np.ndarray) -> pa.Array:
+    """Genomes `[N, D]` where `kept`, empty lists elsewhere."""
+    offsets = np.concatenate([[0], np.cumsum(kept * genomes.shape[1])]).astype(np.int32)
+    of = LINEAGE.field("genome").type
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(genomes[kept].ravel(), of.value_type), type=of)
 
 
 def _nulls(values: np.ndarray) -> pa.Array:
@@ -270,6 +291,16 @@ def _messages(block: Block, population: int, n: int) -> pa.Array:
 
 
 # --- columns to arrays ----------------------------------------------------------------------------
+
+
+def _genomes(table: pa.Table, n: int, dimension: int) -> np.ndarray:
+    """`[N, D]`; rows of NaN where a large genome was not stored."""
+    absent = np.array([text == REPLAY for text in table["extras"].to_pylist()])
+    if not absent.any():
+        return _rectangle(table, "genome", dimension)
+    genomes = np.full((n, dimension), np.nan, np.float32)
+    genomes[~absent] = _rectangle(table.filter(pa.array(~absent)), "genome", dimension)
+    return genomes
 
 
 def _rectangle(table: pa.Table, name: str, width: int | None) -> Any:
