@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -79,7 +80,7 @@ class Report:
         )
 
 
-class Checks:
+class Checks(ABC):
     """The checks that all tasks share; subclasses know how to compute cells."""
 
     def __init__(self, task: Task, loaded: tuple[Loaded, ...], report: Report) -> None:
@@ -89,9 +90,9 @@ class Checks:
         self.baseline = task.space.encode(task.baseline)
         self.key, self.other_key = (stream_key(0, number, Stream.CHECK) for number in (0, 1))
 
+    @abstractmethod
     def run(self) -> None:
         """Make every check, cheap ones first; stop where the baseline itself does not work."""
-        raise NotImplementedError
 
     def sample(self, count: int) -> np.ndarray:
         """The baseline and `count - 1` random genomes: `[count, D]`."""

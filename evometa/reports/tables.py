@@ -14,6 +14,7 @@ from evometa import champion, folder
 from evometa.archives import events
 from evometa.archives.read import Archive
 from evometa.errors import IntegrityError
+from evometa.space import Space
 
 Rows = list[dict[str, Any]]
 
@@ -106,7 +107,7 @@ def report_data(path: Path) -> dict[str, Any]:
         "openings": [],
     }
     if best is not None:
-        space = folder_space(record)
+        space = Space.from_json(record["task"]["space"])
         data["champion"] = {
             "generation": best.generation,
             "index": best.index,
@@ -120,13 +121,6 @@ def report_data(path: Path) -> dict[str, Any]:
         if event["kind"] == "opened":
             data["openings"].append({key: event[key] for key in ("opening", "looks", "overall")})
     return data
-
-
-def folder_space(record: Mapping[str, Any]) -> Any:
-    """The space that a run's record describes."""
-    from evometa.space import Space
-
-    return Space.from_json(record["task"]["space"])
 
 
 def report_text(data: Mapping[str, Any]) -> str:
