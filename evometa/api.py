@@ -15,6 +15,7 @@ from evometa import champion, driver, folder
 from evometa import unseal as unsealing
 from evometa.archives.read import Archive
 from evometa.contract import Task, TaskBuilder
+from evometa.deployment import deployed_spec
 from evometa.driver import Unwatched, Watch
 from evometa.errors import ResumeMismatch, UsageError
 from evometa.evaluate.plan import Plan
@@ -189,6 +190,21 @@ def resume(path: str | Path, *, generations: int | None = None, watch: Watch | N
         driver.record_event(path, "resumed", generation=done, until=until)
         forked = bool(folder.read_record(path).get("from"))
         return _finish(path, session, until, watch, (lambda: start_state(path, session)) if forked else None)
+
+
+def deploy(
+    path: str | Path,
+    *,
+    generations: int | None = None,
+    population: int | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Run the level below a nested run with its champion's settings (see `deployment.deployed_spec`), beside it."""
+    path = folder.find(path)
+    spec = deployed_spec(path, generations=generations, population=population)
+    return begin(spec.model_copy(update={"name": name or spec.name}), Path(out or path.parent), watch=watch)
 
 
 def open(path: str | Path) -> Run:

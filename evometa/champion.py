@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from evometa import driver
@@ -19,7 +20,7 @@ from evometa.archives.write import commit
 from evometa.errors import EvometaError
 from evometa.evaluate.settle import reduce
 from evometa.judging import Subject, journal_for, judgement_rows
-from evometa.keys import Stream
+from evometa.keys import Stream, stream_key
 from evometa.likely import likely_best
 from evometa.session import Session
 from evometa.types import State
@@ -52,6 +53,7 @@ def choose(path: Path, session: Session, state: State, generations: int) -> Cham
     names = task.split.validation or task.split.train
     subjects = _finalists(path, session, state, generations)
     journal = journal_for(path, "validation", generations)
+    luck = stream_key(spec.seed, generations, Stream.PLACEBO)
     judged = session.validation().judge(
         np.stack([s.genome for s in subjects]),
         spec.champion.replicates,
@@ -67,14 +69,17 @@ def choose(path: Path, session: Session, state: State, generations: int) -> Cham
         row["role"] = "validation" if task.split.validation else "train"
     part = commit(path / "judgements", judgements_table(rows), generations)
     finalists = judged.losses(objective.query)[:-1]  # the baseline, last, is judged for comparison only
+    if spec.placebo:  # chosen, too, by scores that are somebody else's; the judgements keep everybody's own
+        order = np.asarray(jax.random.permutation(luck, len(finalists)))
+        finalists = finalists[order]
     if not np.isfinite(finalists).all(axis=(1, 2)).any():
         raise EvometaError(
             f"none of the {len(finalists)} finalists of {path.name} can be judged on {', '.join(names)}:"
             f" {next(iter(judged.messages.values()), 'their loss is not finite')}"
         )
+    index, chance, promise = 0, float("nan"), float("nan")
     if several:
         # No order among compromises: the strategy's own stands, and its first objective is what is reported.
-        index, chance = 0, float("nan")
         promise = float(np.asarray(reduce(judged.loss, judged.cells, objective))[0])
     elif objective.reduction == "mean":
         choice = likely_best(finalists)
@@ -82,8 +87,9 @@ def choose(path: Path, session: Session, state: State, generations: int) -> Cham
     else:
         # The tail of the domains has no standard error worth shrinking by: the plain smallest.
         values = np.asarray(reduce(judged.loss, judged.cells, objective))[:-1]
+        values = values[order] if spec.placebo else values
         values = np.where(np.isfinite(finalists).all(axis=(1, 2)), values, np.inf)
-        index, chance = int(np.argmin(values)), float("nan")
+        index = int(np.argmin(values))
         promise = float(values[index])
     chosen = subjects[index]
     champion = Champion(
@@ -132,16 +138,26 @@ def _fields(champion: Champion) -> dict[str, Any]:
 def _finalists(path: Path, session: Session, state: State, generations: int) -> list[Subject]:
     """The recommendation first, then the best observed with other genomes, the baseline last."""
     recommended = np.asarray(session.strategy.recommend(state), np.float32)
+    spec, archive = session.spec, Archive(path)
+    wanted = 4 * spec.champion.observed
+    if spec.placebo:  # the best by somebody else's scores: anybody
+        luck = jax.random.fold_in(stream_key(spec.seed, generations, Stream.PLACEBO), 1)
+        low = np.array([archive.parts()[0].first, 0])
+        high = np.array([generations, session.strategy.population])
+        drawn = np.asarray(jax.random.randint(luck, (wanted, 2), low[None], high[None]))
+        rows = [archive.row(int(generation), int(index)) for generation, index in drawn]
+    else:
+        rows = archive.top(wanted)
     observed = [
         Subject("observed", np.array(row["genome"], np.float32), row["generation"], row["index"])
-        for row in Archive(path).top(4 * session.spec.champion.observed)
+        for row in rows
         if np.isfinite(row["fitness"]) and row["genome"]
     ]
     subjects = [Subject("recommendation", recommended, generations - 1, None)]
     seen = {recommended.tobytes(): 0}
     for subject in observed:
         word = subject.genome.tobytes()
-        if word not in seen and len(subjects) <= session.spec.champion.observed:
+        if word not in seen and len(subjects) <= spec.champion.observed:
             seen[word] = len(subjects)
             subjects.append(subject)
         elif seen.get(word) == 0 and subjects[0].index is None:

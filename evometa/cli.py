@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from evometa import __version__
-from evometa.cli_archive import Json, RunName, archive, emit
+from evometa.cli_archive import Json, Out, RunName, archive, emit
 from evometa.cli_author import check_app, new_app
+from evometa.cli_look import register as register_look
+from evometa.cli_study import register as register_study
 from evometa.errors import EvometaError, UsageError
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ app = typer.Typer(
 app.add_typer(archive, name="archive")
 app.add_typer(check_app, name="check")
 app.add_typer(new_app, name="new")
-
-Out = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
 
 
 def _say_version(asked: bool) -> None:
@@ -137,6 +137,31 @@ def resume(
 
 
 @app.command()
+def deploy(
+    run: RunName,
+    generations: Annotated[int | None, typer.Option(help="Another length than the search below had.")] = None,
+    population: Annotated[int | None, typer.Option(help="Another population than it had.")] = None,
+    out: Out = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="The new run's name; by default RUN-deployed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the level below a nested run with its champion's settings, as a run of its own.
+
+    Example: evometa deploy runs/nested
+    """
+    from evometa import folder
+    from evometa.machine import use_devices_of
+
+    path = folder.find(run, out)
+    use_devices_of(path)
+    from evometa import api
+
+    began = _now()
+    made = api.deploy(path, generations=generations, population=population, out=out, name=name, watch=_watch())
+    _say_done(made, _now() - began, as_json)
+
+
+@app.command()
 def unseal(
     run: RunName,
     seeds: Annotated[int, typer.Option(help="Fresh inner seeds per domain, at least 10.")] = 10,
@@ -159,70 +184,6 @@ def unseal(
 
 
 @app.command()
-def runs(out: Out = Path("runs"), as_json: Json = False) -> None:
-    """List the runs in a folder, with how far they came and what they found."""
-    from evometa.reports.tables import runs_rows, runs_table
-
-    rows = runs_rows(out)
-    emit(rows, as_json, lambda: runs_table(rows, out))
-
-
-@app.command()
-def report(run: RunName, as_json: Json = False) -> None:
-    """Show one run: what it is, its champion, every opening of its test domains."""
-    from evometa import folder
-    from evometa.reports.tables import report_data, report_text
-
-    data = report_data(folder.find(run))
-    emit(data, as_json, lambda: report_text(data))
-
-
-@app.command()
-def watch(
-    run: RunName,
-    once: Annotated[bool, typer.Option("--once", help="Print the state once and stop.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Look on while another process carries a run; never touches it. Ctrl-C stops looking."""
-    from evometa import folder
-    from evometa.reports.watch import follow
-
-    follow(folder.find(run), once=once or as_json, as_json=as_json)
-
-
-@app.command()
-def tasks(
-    name: Annotated[str | None, typer.Argument(help="Describe this one.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the tasks, or describe one: its space, domains, split, baseline and profiles."""
-    from evometa.reports.catalogue import task_data, task_text, tasks_rows, tasks_table
-
-    if name is None:
-        rows = tasks_rows()
-        emit(rows, as_json, lambda: tasks_table(rows))
-    else:
-        data = task_data(name)
-        emit(data, as_json, lambda: task_text(data))
-
-
-@app.command()
-def strategies(
-    name: Annotated[str | None, typer.Argument(help="Describe this one.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the strategies, or describe one: what it searches, its options and source."""
-    from evometa.reports.catalogue import strategies_rows, strategies_table, strategy_data, strategy_text
-
-    if name is None:
-        rows = strategies_rows()
-        emit(rows, as_json, lambda: strategies_table(rows))
-    else:
-        data = strategy_data(name)
-        emit(data, as_json, lambda: strategy_text(data))
-
-
-@app.command()
 def demo(
     out: Out = Path("runs"),
     profile: Annotated[str, typer.Option(help="smoke (seconds) or standard (the README's).")] = "standard",
@@ -239,6 +200,10 @@ def demo(
 
     result = demonstrate(out, profile, seed, _watch_named)
     emit(result, as_json, lambda: demo_table(result))
+
+
+register_study(app)
+register_look(app)
 
 
 # --- shared by the commands ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ archive = typer.Typer(help="Look at a run's lineage: every candidate ever scored
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its folder, or its name in runs/.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
 Candidate = Annotated[str, typer.Argument(metavar="GEN:INDEX", help="A candidate: generation and index, as 12:3.")]
 
 
@@ -55,6 +56,25 @@ def show(
         lambda: candidate_text(data["candidate"], data.get("replay")),
     )
     if replay and not data["replay"]["equal"]:
+        raise typer.Exit(5)
+
+
+@archive.command("expand")
+def expand(run: RunName, candidate: Candidate, as_json: Json = False) -> None:
+    """Recreate the lower searches behind a candidate of a nested run, as lineages below RUN/expanded.
+
+    Example: evometa archive expand runs/nested 3:0
+    """
+    path, who = _path(run), _candidate(candidate)
+    from evometa.machine import use_devices_of
+
+    use_devices_of(path)
+    from evometa.expand import expand as again
+    from evometa.reports.tables import table
+
+    data = again(path, *who)
+    emit(data, as_json, lambda: table(data["searches"]))
+    if not data["equal"]:
         raise typer.Exit(5)
 
 

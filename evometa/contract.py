@@ -122,7 +122,8 @@ class Task:
 
     `metrics` declares what a Python or command judge returns besides `loss`, `support_loss` and
     `inner_steps`. `time_limit` bounds one cell of a Python or command task, in seconds.
-    `controls` names variants of the task for control arms (`regularizer`, ...).
+    `controls` names variants of the task for control arms of a study (`regularizer`, `oracle`, ...), each as
+    the options of the task's factory that make it: `{"regularizer": {"genome": "regularizer"}}`.
     Several objectives make a multi-objective task.
     """
 
@@ -142,7 +143,7 @@ class Task:
     metrics: tuple[str, ...] = ()
     time_limit: float | None = None
     black_box: bool = False  # one function that sees everything: nothing is held out by construction
-    controls: Mapping[str, Callable[[], Task]] = field(default_factory=dict)
+    controls: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     source: str = ""  # where a reader finds it: module or file
     folder: str = ""  # where a command task's relative paths start; set by a run, empty for the current folder
 

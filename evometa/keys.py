@@ -1,8 +1,8 @@
 """Every random number of a run, as a function of (seed, generation, stream): nothing is stored or carried.
 
-`key(seed, generation, stream)` is `fold_in(fold_in(key(seed), generation), stream)`. Evaluation keys then
-fold in the domain and the replicate, never the candidate: all candidates of a generation meet the same
-luck, so their differences are paired (common random numbers).
+`key(seed, generation, stream)` is `fold_in(fold_in(key(seed), generation), stream)`; a nested search has a key of
+its own in the place of `key(seed)`. Evaluation keys then fold in the domain and the replicate, never the candidate:
+all candidates of a generation meet the same luck, so their differences are paired (common random numbers).
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ class Stream(IntEnum):
     VALIDATE = 4
     UNSEAL = 5
     CHECK = 6
+    PLACEBO = 7
 
 
-def stream_key(seed: int, generation: Any, stream: Stream) -> Any:
-    """The key of one stream of one generation; `generation` may be traced. Seeds up to 64 bits."""
-    root = jax.random.fold_in(jax.random.key(seed & 0xFFFFFFFF), (seed >> 32) & 0xFFFFFFFF)
-    return jax.random.fold_in(jax.random.fold_in(root, generation), int(stream))
+def root_key(seed: int) -> Any:
+    """The key that a search starts from. Seeds up to 64 bits."""
+    return jax.random.fold_in(jax.random.key(seed & 0xFFFFFFFF), (seed >> 32) & 0xFFFFFFFF)
+
+
+def stream_key(root: Any, generation: Any, stream: Stream) -> Any:
+    """The key of one stream of one generation; `root` is a seed or a key, `generation` may be traced."""
+    start = root_key(root) if isinstance(root, int) else root
+    return jax.random.fold_in(jax.random.fold_in(start, generation), int(stream))
 
 
 def name_word(name: str) -> int:
@@ -40,7 +46,11 @@ def name_word(name: str) -> int:
 
 def cell_keys(key: Any, names: tuple[str, ...], replicates: int) -> Any:
     """Keys `[len(names), replicates]` for the inner trainings on those domains; traceable."""
-    words = jnp.asarray([name_word(name) for name in names], jnp.uint32)
+    return word_keys(key, jnp.asarray([name_word(name) for name in names], jnp.uint32), replicates)
+
+
+def word_keys(key: Any, words: Any, replicates: int) -> Any:
+    """As `cell_keys`, for the words `[domains]` of the names: they may be traced."""
     per_domain = jax.vmap(lambda word: jax.random.fold_in(key, word))(words)
     numbers = jnp.arange(replicates, dtype=jnp.uint32)
     return jax.vmap(lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(numbers))(per_domain)

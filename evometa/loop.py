@@ -16,7 +16,7 @@ import numpy as np
 
 from evometa.contract import Objective
 from evometa.evaluate.settle import Raw, settle
-from evometa.keys import Stream, stream_key
+from evometa.keys import Stream, root_key, stream_key
 from evometa.types import Block, Cell, Genomes, Parents, Scores, State, Strategy
 
 # A traceable evaluation: (key, genomes [P, D], data) -> Raw; data is a pytree of arrays.
@@ -38,16 +38,28 @@ def generation(
     evaluate: Callable[[Any, Genomes], Raw],
     cells: Sequence[Cell],
     objectives: Sequence[Objective],
-    seed: int,
+    root: Any,
     number: Any,
     state: State,
+    placebo: bool = False,
 ) -> tuple[State, Row]:
-    """Advance `state` through generation `number`; traceable where strategy and evaluate are."""
-    key = partial(stream_key, seed, number)
+    """Advance `state` through generation `number`; traceable where strategy and evaluate are.
+
+    `root` is the search's seed or key. `placebo`: the strategy is told the scores of one candidate for another's
+    (control C5); the row keeps everybody's own.
+    """
+    key = partial(stream_key, root, number)
     genomes, parents, state = strategy.ask(key(Stream.ASK), state)
     scores = settle(evaluate(key(Stream.EVALUATE), genomes), cells, objectives)
-    state = strategy.tell(key(Stream.TELL), state, genomes, scores)
+    told = shuffled(key(Stream.PLACEBO), scores) if placebo else scores
+    state = strategy.tell(key(Stream.TELL), state, genomes, told)
     return state, Row(genomes, parents, scores)
+
+
+def shuffled(key: Any, scores: Scores) -> Scores:
+    """The scores of a generation, handed out among its candidates at random; traceable."""
+    order = jax.random.permutation(key, scores.fitness.shape[0])
+    return jax.tree.map(lambda x: x[order], scores)
 
 
 class CompiledLoop:
@@ -66,12 +78,19 @@ class CompiledLoop:
         objectives: Sequence[Objective],
         seed: int,
         block: int,
+        placebo: bool = False,
     ) -> None:
-        self._data, self._block = data, block
+        self._data, self._block, self._seed = data, block, seed
 
-        def run(state: State, first: Any, count: Any, data: Any) -> tuple[State, Row]:
+        def run(state: State, first: Any, count: Any, seed_key: Any, data: Any) -> tuple[State, Row]:
+            # The key is an argument, so that all seeds share one compiled program.
+            root = jax.random.wrap_key_data(seed_key)
+
             def one(number: Any, state: State) -> tuple[State, Row]:
-                return generation(strategy, lambda k, g: evaluate(k, g, data), cells, objectives, seed, number, state)
+                def cells_of(key: Any, genomes: Genomes) -> Raw:
+                    return evaluate(key, genomes, data)
+
+                return generation(strategy, cells_of, cells, objectives, root, number, state, placebo)
 
             shapes = jax.eval_shape(one, first, state)[1]
             rows = jax.tree.map(lambda x: jnp.zeros((block, *x.shape), x.dtype), shapes)
@@ -87,10 +106,15 @@ class CompiledLoop:
 
     def advance(self, state: State, first: int, count: int) -> tuple[State, Block]:
         """Run `count` generations (at most the block length), `first` being the number of the first."""
-        state, rows = self._run(state, jnp.int32(first), jnp.int32(count), self._data)
+        seed_key = jax.random.key_data(root_key(self._seed))
+        state, rows = self._run(state, jnp.int32(first), jnp.int32(count), seed_key, self._data)
         rows = jax.tree.map(lambda x: np.asarray(x)[:count], rows)
         # Back to the host: a state that lies on the devices would be another input type, and compile again.
         return jax.tree.map(np.asarray, state), Block(first, rows.genomes, rows.parents, rows.scores, {})
+
+
+# Compiled once for equal cells, however many searches a process makes (a nested one makes thousands).
+_settled = jax.jit(settle, static_argnames=("cells", "objectives"))
 
 
 class HostLoop:
@@ -103,13 +127,14 @@ class HostLoop:
         cells: Sequence[Cell],
         objectives: Sequence[Objective],
         seed: int,
+        placebo: bool = False,
     ) -> None:
-        self._strategy, self._evaluate, self._seed = strategy, evaluate, seed
+        self._strategy, self._evaluate, self._seed, self._placebo = strategy, evaluate, seed, placebo
         if strategy.traceable:
             self._ask, self._tell = jax.jit(strategy.ask), jax.jit(strategy.tell)
         else:
             self._ask, self._tell = strategy.ask, strategy.tell
-        self._settle = jax.jit(lambda raw: settle(raw, cells, objectives))
+        self._settle = partial(_settled, cells=tuple(cells), objectives=tuple(objectives))
 
     def advance(self, state: State, first: int, count: int) -> tuple[State, Block]:
         """Run `count` generations, `first` being the number of the first."""
@@ -120,7 +145,8 @@ class HostLoop:
             genomes, parents, state = self._ask(key(Stream.ASK), state)
             raw, said = self._evaluate(number, key(Stream.EVALUATE), np.asarray(genomes))
             scores = self._settle(raw)
-            state = self._tell(key(Stream.TELL), state, genomes, scores)
+            told = shuffled(key(Stream.PLACEBO), scores) if self._placebo else scores
+            state = self._tell(key(Stream.TELL), state, genomes, told)
             rows.append(jax.tree.map(np.asarray, Row(genomes, parents, scores)))
             messages |= {(number, index): text for index, text in said.items()}
         stacked = jax.tree.map(lambda *x: np.stack(x), *rows)
@@ -137,5 +163,7 @@ class HostLoop:
             if not np.array_equal(asked[there], stored[there], equal_nan=True):
                 raise ValueError(f"generation {block.first + i} differs")
             scores = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), block.scores)
+            if self._placebo:
+                scores = shuffled(key(Stream.PLACEBO), scores)
             state = self._tell(key(Stream.TELL), state, genomes, scores)
         return state

@@ -23,7 +23,7 @@ import numpy as np
 
 from evometa.backends import command, python
 from evometa.contract import Task
-from evometa.evaluate.compiled import trained
+from evometa.evaluate.cell import trained
 from evometa.evaluate.data import Loaded
 from evometa.fingerprint import fingerprint
 from evometa.keys import Stream, as_int, cell_keys, fit_and_judge_keys, stream_key

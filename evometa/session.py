@@ -25,6 +25,7 @@ from evometa.evaluate.data import Loaded
 from evometa.evaluate.plan import Plan, derive
 from evometa.judging import Judge
 from evometa.keys import Stream, stream_key
+from evometa.levels import leveled, start_genome
 from evometa.loop import CompiledLoop, HostLoop
 from evometa.machine import numerics
 from evometa.names import code_digest, load_strategy, load_task, strategy_digest
@@ -70,15 +71,16 @@ class Session:
 
     def initial_state(self, prior: Any = None) -> State:
         """The strategy's state before generation 0; `prior` is a genome, by default what the spec says."""
-        if prior is None and self.spec.start == "baseline":
-            prior = jnp.asarray(self.task.space.encode(self.task.baseline))
+        if prior is None and self.spec.start != "center":
+            prior = jnp.asarray(start_genome(self.spec, self.task))
         return self.strategy.init(stream_key(self.spec.seed, 0, Stream.INIT), prior)
 
     def retelling(self) -> HostLoop:
         """A loop that can tell stored generations again; the same functions, compiled apart."""
         if isinstance(self.loop, HostLoop):
             return self.loop
-        return HostLoop(self.strategy, _no_evaluation, self.cells, self.task.objectives, self.spec.seed)
+        objectives, seed, placebo = self.task.objectives, self.spec.seed, self.spec.placebo
+        return HostLoop(self.strategy, _no_evaluation, self.cells, objectives, seed, placebo)
 
 
 def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Session:
@@ -88,7 +90,7 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
     cannot give the plan.
     """
     task = _task(spec, base)
-    strategy = load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options, base)
+    strategy = _strategy(spec, task, base)
     if len(task.objectives) > strategy.objectives:
         raise ConfigError(
             f"strategy {spec.strategy!r} weighs {strategy.objectives} objective(s), the task has"
@@ -110,6 +112,12 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
     return session
 
 
+def _strategy(spec: Spec, task: Task, base: Path) -> Strategy:
+    if spec.levels == 0:  # no meta level: the baseline is all there is
+        return load_strategy("static", task.space, None)
+    return load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options, base)
+
+
 def _task(spec: Spec, base: Path) -> Task:
     task = load_task(spec.task, spec.task_options, base) if isinstance(spec.task, str) else task_from_table(spec.task)
     if task.runs == "command":
@@ -128,7 +136,11 @@ def _task(spec: Spec, base: Path) -> Task:
                     f"task {task.name!r} has no query {objective.query!r}.{close} It has {', '.join(known)}"
                 )
         task = task.with_(objective=objectives[0] if len(objectives) == 1 else objectives)
-    return task if spec.replicates is None else task.with_(replicates=spec.replicates)
+    if spec.replicates is not None:
+        task = task.with_(replicates=spec.replicates)
+    if spec.fixed:
+        task = task.with_(space=task.space.hold(spec.fixed))
+    return leveled(task, spec, base)
 
 
 def _derive(spec: Spec, backend: CompiledCells, strategy: Strategy) -> Plan:
@@ -157,16 +169,17 @@ def _compiles(task: Task, strategy: Strategy) -> bool:
 def _loop(
     spec: Spec, task: Task, strategy: Strategy, backend: CompiledCells | HostCells, plan: Plan
 ) -> CompiledLoop | HostLoop:
+    cells, objectives, seed, placebo = backend.cells, task.objectives, spec.seed, spec.placebo
     if isinstance(backend, HostCells):
-        return HostLoop(strategy, backend.host, backend.cells, task.objectives, spec.seed)
+        return HostLoop(strategy, backend.host, cells, objectives, seed, placebo)
     if _compiles(task, strategy):
-        return CompiledLoop(
-            strategy, backend.evaluate, backend.data, backend.cells, task.objectives, spec.seed, plan.block
-        )
+        return CompiledLoop(strategy, backend.evaluate, backend.data, cells, objectives, seed, plan.block, placebo)
     compiled = backend
-    return HostLoop(
-        strategy, lambda _, key, genomes: (compiled.host(key, genomes), {}), compiled.cells, task.objectives, spec.seed
-    )
+
+    def evaluate(_: int, key: Any, genomes: Any) -> Any:
+        return compiled.host(key, genomes), {}
+
+    return HostLoop(strategy, evaluate, cells, objectives, seed, placebo)
 
 
 def _no_evaluation(*_: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from evometa.errors import ConfigError
+from evometa.errors import ConfigError, did_you_mean
 
 Candidate: TypeAlias = dict[str, Any]
 KINDS = ("real", "log", "integer", "categorical", "weights")
@@ -93,6 +93,7 @@ class Space:
     """
 
     def __init__(self, columns: Mapping[str, Any]) -> None:
+        self.held: tuple[tuple[Column, Any], ...] = ()  # columns out of the search, with their values; see `hold`
         self.columns: tuple[Column, ...] = tuple(_flatten(columns, ""))
         if not self.columns:
             raise ConfigError("space: expected at least one column, got none. Try Space({'lr': log(1e-4, 1.0)})")
@@ -111,6 +112,31 @@ class Space:
         self.dimension = int(ends[-1])
         bounded = np.concatenate([np.full(c.size, c.kind != "weights") for c in self.columns])
         self.bounded: np.ndarray = bounded  # [D] bool: lies in [0, 1]
+
+    def hold(self, values: Mapping[str, Any]) -> Space:
+        """The space without the columns named in `values`: every candidate has these values there.
+
+        Names are the full ones (`"net.width"`); values are those of a candidate, or traced ones of the column's type
+        (a nested search whose upper level sets them). Raises `ConfigError` for an unknown name, a value outside the
+        column's range, and where nothing would be left to search.
+        """
+        known = {column.name: column for column in self.columns}
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(f"fixed: the space has no column {name!r}.{did_you_mean(name, known)}")
+            if not _is_array(value):
+                _encode(known[name], value)
+        kept = {column.name: column for column in self.columns if column.name not in values}
+        if not kept:
+            raise ConfigError(f"fixed: expected at least one column left to search, got all {len(known)} fixed")
+        left = Space(kept)
+        left.held = (*self.held, *((known[name], value) for name, value in values.items()))
+        return left
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each column lies in a genome."""
+        return tuple(self._slices)
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -151,6 +177,7 @@ class Space:
                 flat[column.name] = jnp.clip(jnp.floor(u[0] * column.bins), 0, column.bins - 1).astype(jnp.int32)
                 if column.kind == "integer":
                     flat[column.name] = flat[column.name] + int(column.low)
+        flat |= {column.name: _held_array(column, value) for column, value in self.held}
         return _nest(flat)
 
     def decode_host(self, genome: np.ndarray) -> Candidate:
@@ -165,6 +192,7 @@ class Space:
             else:
                 value = float(numbers[column.name][0])
                 flat[column.name] = int(value) if column.kind == "integer" else value
+        flat |= {column.name: value for column, value in self.held}
         return _nest(flat)
 
     def static_values(self, genome: np.ndarray) -> dict[str, Any]:
@@ -209,7 +237,9 @@ class Space:
 
         Raises `ConfigError` for a missing or unknown name and for a value outside its range.
         """
-        flat = dict(_flatten_values(candidate, "", {c.name for c in self.columns}))
+        held = {column.name for column, _ in self.held}
+        named = dict(_flatten_values(candidate, "", {c.name for c in self.columns} | held))
+        flat = {name: value for name, value in named.items() if name not in held}
         missing = [c.name for c in self.columns if c.name not in flat]
         unknown = [name for name in flat if name not in {c.name for c in self.columns}]
         if missing or unknown:
@@ -247,18 +277,28 @@ class Space:
         """Say what is searched, a line per column."""
         width = max(len(column.name) for column in self.columns)
         lines = [f"{column.name:<{width}}  {column.text()}" for column in self.columns]
+        lines += [f"{column.name}  held at {value}" for column, value in self.held]
         return "\n".join([f"{self.dimension} numbers in {len(self.columns)} columns", *lines])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The columns as plain data; `from_json` gives the space back."""
-        return [{**asdict(c), "choices": list(c.choices), "shape": list(c.shape)} for c in self.columns]
+        def row(column: Column) -> dict[str, Any]:
+            return {**asdict(column), "choices": list(column.choices), "shape": list(column.shape)}
+
+        held = ((c, np.asarray(value).tolist() if c.kind == "weights" else value) for c, value in self.held)
+        return [*map(row, self.columns), *({**row(column), "held": value} for column, value in held)]
 
     @staticmethod
     def from_json(columns: Sequence[Mapping[str, Any]]) -> Space:
         """The space that `to_json` wrote down."""
-        return Space(
-            {c["name"]: Column(**{**c, "choices": tuple(c["choices"]), "shape": tuple(c["shape"])}) for c in columns}
-        )
+        made: dict[str, Column] = {}
+        held: dict[str, Any] = {}
+        for row in columns:
+            fields = {**row, "choices": tuple(row["choices"]), "shape": tuple(row["shape"])}
+            if "held" in fields:
+                held[row["name"]] = fields.pop("held")
+            made[row["name"]] = Column(**fields)
+        return Space(made).hold(held) if held else Space(made)
 
     def __repr__(self) -> str:
         return f"Space({', '.join(f'{c.name}: {c.text()}' for c in self.columns)})"
@@ -320,6 +360,22 @@ def _encode(column: Column, value: Any) -> Any:
     if column.kind == "log":
         return math.log(number / column.low) / math.log(column.high / column.low)
     return (number - column.low) / (column.high - column.low)
+
+
+def _is_array(value: Any) -> bool:
+    """A JAX array, perhaps traced: its value is not to be looked at."""
+    return hasattr(value, "aval")
+
+
+def _held_array(column: Column, value: Any) -> Any:
+    """A held value as `decode` would give it."""
+    if _is_array(value) or column.static:
+        return value
+    if column.kind == "categorical":
+        return np.int32(column.choices.index(value))
+    if column.kind == "weights":
+        return np.asarray(value, np.float32)
+    return np.int32(value) if column.kind == "integer" else np.float32(value)
 
 
 def _nest(flat: Mapping[str, Any]) -> Candidate:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic_core import PydanticCustomError
 
 from evometa.errors import ConfigError, NotFound, UsageError, did_you_mean
@@ -35,6 +35,43 @@ class SplitSpec(_Part):
     test: list[str] = []
 
 
+Number = Annotated[float, Strict()]
+
+
+class ColumnTable(_Part):
+    """A column of a command task's space; what fits together is for `Space` to say."""
+
+    kind: Literal["real", "log", "integer", "categorical", "weights"]
+    low: Number = 0.0
+    high: Number = 1.0
+    choices: list[Any] = []
+    shape: list[int] = []
+    scale: Number = 1.0
+    static: bool = False
+
+
+def _column(kind: Literal["real", "log"], low: float, high: float) -> ColumnTable:
+    return ColumnTable(kind=kind, low=low, high=high)
+
+
+class NestSpec(_Part):
+    """The searches below the top level, alike at every level: run anew for each candidate of the level above.
+
+    `tunes`: their strategy's hyperparameters that the level above moves, as columns; `prior`: it also moves the
+    genome that they start from; `slots`: columns of the task that only level 2 moves. `judged_on`: judge on the same
+    domains by this query, which the searches below do not see, instead of on other domains (two levels only).
+    """
+
+    strategy: str = "cma_es"
+    strategy_options: dict[str, Any] = {}
+    population: int = Field(8, ge=1)
+    generations: int = Field(8, ge=1)
+    tunes: dict[str, ColumnTable] = Field(default_factory=lambda: {"sigma": _column("log", 0.02, 1.0)})
+    prior: bool = True
+    slots: list[str] = []
+    judged_on: str | None = None
+
+
 class ChampionSpec(_Part):
     """How the champion is chosen: the recommendation and the `observed` best, `replicates` fresh seeds each."""
 
@@ -50,19 +87,6 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[list[str], Field(min_length=1), BeforeValidator(_words)]
-Number = Annotated[float, Strict()]
-
-
-class ColumnTable(_Part):
-    """A column of a command task's space; what fits together is for `Space` to say."""
-
-    kind: Literal["real", "log", "integer", "categorical", "weights"]
-    low: Number = 0.0
-    high: Number = 1.0
-    choices: list[Any] = []
-    shape: list[int] = []
-    scale: Number = 1.0
-    static: bool = False
 
 
 class TaskTable(_Part):
@@ -82,6 +106,12 @@ class TaskTable(_Part):
     black_box: bool = False
 
 
+def _start(value: Any) -> Any:
+    if isinstance(value, str) and value not in ("baseline", "center"):
+        raise PydanticCustomError("start", 'expected "baseline", "center" or a genome (a list of numbers)')
+    return value
+
+
 class Spec(_Part):
     """Everything that decides a run's numbers, except how many generations it is carried to."""
 
@@ -94,7 +124,11 @@ class Spec(_Part):
     objective: str | list[str] | None = None
     split: SplitSpec | None = None
     replicates: int | None = Field(None, ge=1)
-    start: Literal["baseline", "center"] = "baseline"
+    start: Annotated[str | list[float], AfterValidator(_start)] = "baseline"
+    fixed: dict[str, Any] = {}
+    placebo: bool = False
+    levels: int = Field(1, ge=0, le=4)
+    nest: NestSpec = Field(default_factory=lambda: NestSpec.model_validate({}))
     champion: ChampionSpec = Field(default_factory=lambda: ChampionSpec.model_validate({}))
     backend: Literal["inline"] = "inline"
     plan: PlanSpec = Field(default_factory=lambda: PlanSpec.model_validate({}))
@@ -102,8 +136,14 @@ class Spec(_Part):
     name: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """The part that makes two runs the same run: all but name and length."""
-        return self.model_dump(exclude={"generations", "name"})
+        """The part that makes two runs the same run: all but name and length.
+
+        Keys that came later are left out at their defaults, so that older runs stay the runs they are.
+        """
+        neutral: dict[str, Any] = {"fixed": {}, "placebo": False, "levels": 1}
+        unused = {name for name, value in neutral.items() if getattr(self, name) == value}
+        unused |= {"nest"} if self.levels < 2 else set()
+        return self.model_dump(exclude={"generations", "name", *unused})
 
 
 def build(values: Mapping[str, Any], source: Path | None = None) -> Spec:
@@ -166,12 +206,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
+# Members of unions, as pydantic calls them in the place of an error.
+_MEMBERS = ("str", "dict[str,any]", "list[str]", "list[float]", "function-after[_start(), union[str,list[float]]]")
+
+
 def _explain(error: ValidationError, source: Path | None, under: tuple[str, ...] = ()) -> str:
     # A key that nobody knows before one that is missing: it may be the same, with a typo.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     # A union reports the member that failed; the key is what the user typed.
     steps = [str(step) for step in first["loc"]]
-    path = [*under, *(step for step in steps if step not in ("str", "dict[str,any]", "list[str]"))]
+    path = [*under, *(step for step in steps if step not in _MEMBERS)]
     key = ".".join(path)
     where = f"{source}:{_line_of(source, path)}: " if source else ""
     if first["type"] == "extra_forbidden":
@@ -187,10 +231,11 @@ def _table_of(path: list[str]) -> type[BaseModel]:
         "plan": PlanSpec,
         "split": SplitSpec,
         "champion": ChampionSpec,
+        "nest": NestSpec,
         "task": TaskTable,
         "task.split": SplitSpec,
     }
-    if path[:2] == ["task", "space"]:
+    if path[:2] in (["task", "space"], ["nest", "tunes"]):
         return ColumnTable
     return models.get(".".join(path), Spec)
 

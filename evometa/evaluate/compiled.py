@@ -8,8 +8,7 @@ everywhere (design: the determinism contract).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,11 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from evometa.contract import Task
 from evometa.errors import ConfigError, EvometaError, how_to_install
+from evometa.evaluate.cell import train_and_judge
 from evometa.evaluate.cost import Cost, cost
 from evometa.evaluate.data import Loaded
 from evometa.evaluate.plan import Plan
 from evometa.evaluate.settle import Raw
-from evometa.keys import cell_keys, fit_and_judge_keys
+from evometa.keys import cell_keys
 from evometa.types import Cell, Failure
 
 AXIS = "candidates"
@@ -60,6 +60,21 @@ class CompiledCells:
 
     def evaluate_keys(self, keys: Any, genomes: Any, data: Data, static: Mapping[str, Any] | None = None) -> Raw:
         """As `evaluate`, with the cell keys `[domains, replicates]` given."""
+        out = self.over_devices(lambda g, k, d: self._chunk(g, k, d, static), keys, genomes, data)
+        loss = out.pop("loss")
+        evaluated = jnp.broadcast_to(jnp.asarray(self._present), loss.shape)
+        # A metric that is not finite fails its candidate as a loss does; one that judge never returns is none.
+        broken = [(self._returned[name][None] & ~jnp.isfinite(value)).any(axis=1) for name, value in out.items()]
+        failure = (
+            jnp.where(jnp.any(jnp.array(broken), axis=0), jnp.int8(Failure.NONFINITE), jnp.int8(Failure.OK))
+            if broken
+            else jnp.zeros(genomes.shape[0], jnp.int8)
+        )
+        return Raw(loss, out, evaluated, failure)
+
+    def over_devices(self, chunk_of: Callable[..., Any], keys: Any, genomes: Any, data: Data) -> Any:
+        """`chunk_of(genomes [chunk, D], keys, data)`, a pytree of arrays `[chunk, ...]`, for all genomes `[P, D]`;
+        traceable; results are whole on every device."""
         population = genomes.shape[0]
         slab = self.plan.devices * self.plan.chunk
         padded = -(-population // slab) * slab
@@ -75,12 +90,10 @@ class CompiledCells:
             # The barriers keep the compiler from fusing a chunk with its surroundings, which differ
             # with the number of chunks and would change its bits.
             def one_chunk(chunk: Any) -> Any:
-                return jax.lax.optimization_barrier(
-                    self._chunk(jax.lax.optimization_barrier(chunk), keys, data, static)
-                )
+                return jax.lax.optimization_barrier(chunk_of(jax.lax.optimization_barrier(chunk), keys, data))
 
             out = jax.lax.map(one_chunk, chunks)
-            out = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), out)
+            out = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), out)
             return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), out)
 
         replicated = PartitionSpec()
@@ -91,17 +104,7 @@ class CompiledCells:
             out_specs=replicated,
             check_vma=False,  # the gathered results are alike on every device, which the checker cannot see
         )
-        out = jax.tree.map(lambda x: x[:population], spread(genomes, keys, data))
-        loss = out.pop("loss")
-        evaluated = jnp.broadcast_to(jnp.asarray(self._present), loss.shape)
-        # A metric that is not finite fails its candidate as a loss does; one that judge never returns is none.
-        broken = [(self._returned[name][None] & ~jnp.isfinite(value)).any(axis=1) for name, value in out.items()]
-        failure = (
-            jnp.where(jnp.any(jnp.array(broken), axis=0), jnp.int8(Failure.NONFINITE), jnp.int8(Failure.OK))
-            if broken
-            else jnp.zeros(population, jnp.int8)
-        )
-        return Raw(loss, out, evaluated, failure)
+        return jax.tree.map(lambda x: x[:population], spread(genomes, keys, data))
 
     def _chunk(self, genomes: Any, keys: Any, data: Data, static: Mapping[str, Any] | None) -> dict[str, Any]:
         """Metrics `{name: [chunk, C]}` of one chunk of genomes `[chunk, D]`."""
@@ -122,18 +125,11 @@ class CompiledCells:
 
     def _cell(self, genome: Any, key: Any, support: Any, queries: dict[str, Any], static: Any) -> dict[str, Any]:
         """Train once, judge on every query: `{metric: [Q]}`."""
-        judged = self._train_and_judge(self.task.space.decode(genome, static), key, support, queries)
+        judged = train_and_judge(self.task, self.task.space.decode(genome, static), key, support, queries)
         missing = {name: jnp.full((), jnp.nan, jnp.float32) for name in ("loss", *self.metrics)}
         # What is absent stays NaN: a query that the domain lacks, a metric that judge returns on other queries.
         rows = [{**missing, **judged.get(q, {})} for q in self.task.query_names]
         return {name: jnp.stack([jnp.asarray(row[name], jnp.float32) for row in rows]) for name in missing}
-
-    def _train_and_judge(self, candidate: Any, key: Any, support: Any, queries: dict[str, Any]) -> dict[str, Any]:
-        fit_key, judge_keys = fit_and_judge_keys(key, tuple(queries))
-        judged: dict[str, Any] = {}
-        for suffix, learned in trained(self.task, candidate, fit_key, support):
-            judged |= {f"{q}{suffix}": self.task.judge(judge_keys[q], learned, data) for q, data in queries.items()}
-        return judged
 
     # --- on the host -----------------------------------------------------------------------------
 
@@ -188,7 +184,7 @@ class CompiledCells:
             first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (support, queries))
             try:
                 judged = jax.eval_shape(
-                    lambda g, k, s, q: self._train_and_judge(self.task.space.decode(g, static), k, s, q),
+                    lambda g, k, s, q: train_and_judge(self.task, self.task.space.decode(g, static), k, s, q),
                     genome,
                     jax.eval_shape(lambda: jax.random.key(0)),
                     *first,
@@ -211,23 +207,6 @@ class CompiledCells:
 
     def _queries_of(self, domain: str) -> Mapping[str, Any]:
         return self.task.domain(domain).queries
-
-
-def trained(task: Task, candidate: Any, fit_key: Any, support: Any) -> Iterator[tuple[str, Any]]:
-    """What is learned at every mark, with the mark's suffix (`@50`; none for the last); traceable."""
-    if task.fit is not None:
-        yield "", task.fit(fit_key, candidate, support)
-        return
-    assert task.init is not None and task.step is not None
-
-    def one(learner: Any, number: Any) -> tuple[Any, None]:
-        step_key = jax.random.fold_in(jax.random.fold_in(fit_key, 1), number)
-        return task.step(step_key, candidate, learner, support), None  # type: ignore[misc]
-
-    learner = task.init(jax.random.fold_in(fit_key, 0), candidate, support)
-    for start, mark in pairwise((0, *task.marks)):
-        learner, _ = jax.lax.scan(one, learner, jnp.arange(start, mark))
-        yield "" if mark == task.marks[-1] else f"@{mark}", learner
 
 
 def _head(raw: Raw, count: int) -> Raw:

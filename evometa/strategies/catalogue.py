@@ -37,6 +37,10 @@ _OWN = {
         "evometa.strategies.quasi:random_search", "Independent samples of the space; the row to beat.",
         "Bergstra & Bengio 2012", EVERY, minimum=1,
     ),
+    "static": Entry(
+        "evometa.strategies.static:static", "No search: the start, again and again; a control.",
+        "a control", EVERY, minimum=1,
+    ),
     "sobol": Entry(
         "evometa.strategies.quasi:sobol", "Consecutive points of one scrambled Sobol sequence.",
         "Sobol 1967; Owen 1998; scipy", EVERY, minimum=1, traceable=False,

@@ -65,7 +65,8 @@ def adapt(name: str, space: Space, population: int = 32, **hyperparameters: Any)
     parts.check_range(name, sigma=(sigma, 1e-6, 1e3))
     algorithm, params = _build(name, method, space, population, given)
     build = _distribution if method.family == "distribution" else _population
-    init, ask, tell, recommend = build(algorithm, params, method, space, float(sigma))
+    sigma = sigma if parts.is_traced(sigma) else float(sigma)
+    init, ask, tell, recommend = build(algorithm, params, method, space, sigma)
     made = "distribution" if method.family == "distribution" else "pool"
     return Strategy(
         name, population, init, ask, tell, recommend,
@@ -80,7 +81,7 @@ def _build(name: str, method: Method, space: Space, population: int, given: dict
     from evosax.core.optimizer import clipup
 
     for key, value in given.items():
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float)) and not parts.is_traced(value):
             raise ConfigError(f"{name}: expected a number for {key}, got {value!r}")
     build: dict[str, Any] = {}
     if "std" in given:
@@ -103,9 +104,20 @@ def _build(name: str, method: Method, space: Space, population: int, given: dict
         algorithm = evosax.algorithms.algorithms[method.algorithm](population, jnp.zeros(space.dimension), **build)
     except (AssertionError, ValueError) as error:  # evosax states its needs as assertions
         raise ConfigError(f"{name}: evosax refused population={population}, {build}: {error}") from None
+    factors = {key: given.pop(key) for key in list(given) if key.startswith("factor_")}
+    if any(parts.is_traced(value) or value != 1.0 for value in factors.values()):
+        given |= _scaled(algorithm.default_params, factors)
     if "differential_weight_max" in given:
         given["differential_weight"] = given["differential_weight_max"]
     return algorithm, algorithm.default_params.replace(**given)
+
+
+def _scaled(params: Any, factors: dict[str, Any]) -> dict[str, Any]:
+    """CMA-ES's learning rates and damping times `factors`, kept where the method is defined (rates at most 1)."""
+    scaled = {key.removeprefix("factor_"): value for key, value in factors.items()}
+    scaled = {name: getattr(params, name) * value for name, value in scaled.items()}
+    scaled |= {name: jnp.minimum(scaled[name], 1.0) for name in ("c_std", "c_c", "c_1")}
+    return {**scaled, "c_mu": jnp.minimum(scaled["c_mu"], 1.0 - scaled["c_1"])}
 
 
 def _told(method: Method, key: Any, scores: Scores) -> tuple[Array, Array, Array]:

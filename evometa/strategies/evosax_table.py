@@ -46,7 +46,11 @@ METHODS: dict[str, Method] = {
     "cma_es": _distribution(
         "CMA_ES", "Covariance matrix adaptation; the default for up to a few hundred numbers.",
         "Hansen 2016, arXiv 1604.00772",
-        defaults={"std_min": 1e-5, "std_max": 1e3},
+        # The library sets its rates by population and dimension; the factors multiply them.
+        defaults={
+            "std_min": 1e-5, "std_max": 1e3, "factor_c_mean": 1.0, "factor_c_std": 1.0, "factor_d_std": 1.0,
+            "factor_c_c": 1.0, "factor_c_1": 1.0, "factor_c_mu": 1.0,
+        },
     ),
     "sep_cma_es": _distribution(
         "Sep_CMA_ES", "CMA-ES with a diagonal covariance: linear cost, for thousands of numbers.", "Ros & Hansen 2008",

@@ -51,9 +51,16 @@ def check_population(name: str, population: int, minimum: int, even: bool = Fals
     return count
 
 
+def is_traced(value: Any) -> bool:
+    """A JAX array in the place of a number: a level above sets it (nest.py), and its value is not to be looked at."""
+    return hasattr(value, "aval")
+
+
 def check_range(name: str, **ranges: tuple[Any, float, float]) -> None:
     """Each `label=(value, low, high)`: raises `ConfigError` unless low <= value <= high (NaN fails)."""
     for label, (value, low, high) in ranges.items():
+        if is_traced(value):
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ConfigError(f"{name}: expected {label} in {low:g} .. {high:g}, got {value!r}")
 

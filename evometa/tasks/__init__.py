@@ -4,4 +4,5 @@ TASKS = {
     "ladder": "evometa.tasks.ladder:ladder",
     "digits": "evometa.tasks.digits:digits",
     "tables": "evometa.tasks.tables:tables",
+    "functions": "evometa.tasks.functions:functions",
 }
