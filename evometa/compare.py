@@ -235,6 +235,16 @@ def _looks(runs: Sequence[_Run], number: int, domains: Sequence[str], notes: lis
     return looks
 
 
+def restricted(loaded: Loaded, domains: Sequence[str]) -> Loaded:
+    """The same arms on some of their domains, in the order given."""
+    where = [loaded.domains.index(name) for name in domains]
+    arms = {
+        name: arm._replace(domains=tuple(domains), losses={q: x[:, where] for q, x in arm.losses.items()})
+        for name, arm in loaded.arms.items()
+    }
+    return loaded._replace(arms=arms, domains=tuple(domains), looks={name: loaded.looks[name] for name in domains})
+
+
 # --- results ------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +283,7 @@ def results(
         "inner_seeds": int(next(iter(loaded.arms.values())).losses[query].shape[2]),
         "arms": [_summary(arm, loaded.queries, level) for arm in loaded.arms.values()],
         "differences": rows,
-        "budgets": _totals(loaded.budgets),
+        "budgets": totals(loaded.budgets),
         "unequal": unequal(loaded.budgets),
         "notes": list(loaded.notes),
     }
@@ -340,7 +350,7 @@ def _summary(arm: Arm, queries: Sequence[str], level: float) -> dict[str, Any]:
     return {"arm": arm.name, "seeds": list(arm.seeds), "queries": by_query}
 
 
-def _totals(used: Sequence[Budget]) -> list[dict[str, Any]]:
+def totals(used: Sequence[Budget]) -> list[dict[str, Any]]:
     """One row per arm: per run [least, most], seconds in all."""
     rows = []
     for arm in dict.fromkeys(budget.arm for budget in used):

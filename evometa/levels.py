@@ -75,7 +75,8 @@ def deal(names: Sequence[str], levels: int) -> list[tuple[str, ...]]:
 def _lower(spec: NestSpec, slots: tuple[str, ...], base: Path) -> Lower:
     tunes = {
         name: Column(**{**table.model_dump(), "choices": tuple(table.choices), "shape": tuple(table.shape)})
-        for name, table in spec.tunes.items()
+        # In the order of their names, as run.json keeps them: a run that is opened again has the same space.
+        for name, table in sorted(spec.tunes.items())
     }
     known: Mapping[str, Any] = CATALOGUE[spec.strategy].defaults if spec.strategy in CATALOGUE else {}
     tuned = {}

@@ -21,12 +21,23 @@ def use_host_devices(count: int | None = None) -> None:
 
     A choice that the environment made (JAX_NUM_CPU_DEVICES, XLA_FLAGS) stands where no count is given.
     """
+    spare_threads()
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if count is None and chosen:
         return
     import jax
 
     jax.config.update("jax_num_cpu_devices", min(count or cores(), _MOST))
+
+
+def spare_threads() -> None:
+    """Give XLA's pool twice as many threads as there are cores; no effect once JAX has started.
+
+    A device's program occupies a thread of the pool, and batched linear algebra inside it (CMA-ES below another
+    level, a task's own solve) waits for others: with as many devices as threads they all wait for ever. Bits are
+    the same. NPROC is XLA's own variable for it; one that is set stands.
+    """
+    os.environ.setdefault("NPROC", str(2 * max(cores(), 2)))
 
 
 def keep_compilations() -> None:

@@ -27,7 +27,7 @@ from evometa.judging import Judge
 from evometa.keys import Stream, stream_key
 from evometa.levels import leveled, start_genome
 from evometa.loop import CompiledLoop, HostLoop
-from evometa.machine import numerics
+from evometa.machine import numerics, spare_threads
 from evometa.names import code_digest, load_strategy, load_task, strategy_digest
 from evometa.spec import Spec, canonical, digest
 from evometa.spec_task import task_from_table
@@ -89,6 +89,7 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
     Raises `NotFound` and `ConfigError` for what the spec gets wrong, `ResumeMismatch` where this process
     cannot give the plan.
     """
+    spare_threads()
     task = _task(spec, base)
     strategy = _strategy(spec, task, base)
     if len(task.objectives) > strategy.objectives:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evometa import champion, driver
+from evometa import champion, driver, folder
 from evometa.archives import events, ledger
 from evometa.archives.rows import judgements_table
 from evometa.archives.write import commit
@@ -18,6 +18,7 @@ from evometa.evaluate import data as datasets
 from evometa.judging import Judge, Subject, journal_for, judgement_rows
 from evometa.keys import Stream
 from evometa.session import Session
+from evometa.spec import canonical
 from evometa.statistics import Interval, over_domains, over_seeds, per_domain
 
 FEWEST_SEEDS = 10
@@ -42,45 +43,106 @@ def unseal_together(entries: Sequence[tuple[Path, Session]], seeds: int = FEWEST
     before anything is judged: it counts even where the judging then fails. An opening that a crash cut short
     is taken up again under its number: the same keys give the same numbers, so it is the same look.
     """
+    openings = [_Opening(path, lambda session=session: session) for path, session in entries]
+    number, seeds = _agree(openings, seeds, None)
+    results = _open(openings, number, seeds, again=True)
+    return [results[path] for path, _ in entries]
+
+
+def unseal_many(
+    paths: Sequence[Path],
+    reopen: Callable[[Path], Session],
+    seeds: int = FEWEST_SEEDS,
+    *,
+    number: int | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> int:
+    """As `unseal_together` for any number of runs; returns the number of the opening, the results are in the archives.
+
+    Runs are opened again (`reopen`) one kind at a time: those of equal tasks share one session, the loaded data and
+    the compiled program, and nothing else is kept in memory. Runs that this opening was through with are passed
+    over. `number`: of an opening that these runs join, to be judged on the same cells. The caller holds the locks.
+    """
+    openings = [_Opening(path, lambda path=path: reopen(path)) for path in paths]
+    number, seeds = _agree(openings, seeds, number)
+    _open(openings, number, seeds, again=False, note=note)
+    return number
+
+
+def _agree(openings: Sequence[_Opening], seeds: int, number: int | None) -> tuple[int, int]:
+    """The number of the opening and its seeds. Raises before anything is announced."""
     if seeds < FEWEST_SEEDS:
         raise UsageError(
             f"expected at least {FEWEST_SEEDS} seeds, got {seeds}. An interval from fewer is not worth an opening"
         )
-    openings = [_Opening(path, session) for path, session in entries]
-    domains = {opening.session.task.split.test for opening in openings}
+    domains = {opening.domains for opening in openings}
     if len(domains) > 1:
         raise EvometaError(f"runs that are opened together need the same test domains, got {sorted(domains)}")
-    number, seeds = _next_number(openings, seeds)
-    names = [path.name for path, _ in entries]
+    return _next_number(openings, seeds, number)
+
+
+def _open(
+    openings: Sequence[_Opening],
+    number: int,
+    seeds: int,
+    *,
+    again: bool,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[Path, dict[str, Any]]:
+    """Announce for all, then load, enter and judge: one set of data after the other."""
+    names = [opening.path.name for opening in openings]
     announced = [opening.announce(number, seeds, names) for opening in openings]
-    loaded = [opening.load(number) for opening in openings]
-    digests = {domain.name: datasets.digest([domain]) for domain in loaded[0]}
-    looks = _look(entries[0][0].parent, names, number, digests, seeds, announced)
-    return [opening.judge(data, number, looks, seeds) for opening, data in zip(openings, loaded, strict=True)]
+    wanted = [opening for opening in openings if again or number not in opening.finished]
+    results: dict[Path, dict[str, Any]] = {}
+    for members in _grouped(wanted, _Opening.data_key):
+        first = members[0].session()
+        loaded = datasets.load(first.task, first.task.split.test, datasets.Opening(number))
+        digests = {domain.name: datasets.digest([domain]) for domain in loaded}
+        looks = _look(ledger.root(members[0].path), names, number, digests, seeds, announced)
+        for equal in _grouped(members, _Opening.task_key):
+            session = first if equal[0] is members[0] else equal[0].session()
+            judge = Judge(session.task, loaded, session.plan)
+            for opening in equal:
+                note(f"opening {len(results) + 1} of {len(wanted)}: {opening.path.name}")
+                results[opening.path] = opening.judge(session, judge, number, looks, seeds)
+    return results
 
 
-def _next_number(openings: Sequence[_Opening], seeds: int) -> tuple[int, int]:
+def _grouped(openings: Sequence[_Opening], key: Callable[[_Opening], str]) -> list[list[_Opening]]:
+    groups: dict[str, list[_Opening]] = {}
+    for opening in openings:
+        groups.setdefault(key(opening), []).append(opening)
+    return list(groups.values())
+
+
+def _next_number(openings: Sequence[_Opening], seeds: int, wanted: int | None = None) -> tuple[int, int]:
     """The number of this opening, and its seeds: those of one that a crash cut short, or the next.
 
     One number gives one set of keys, so that the runs are judged on the same cells. An opening is taken up again
     only for the same runs and the same champions, with the seeds that it was announced with: anything else would
     be another look under an old name.
     """
-    for number in sorted({n for opening in openings for n in opening.pending}, reverse=True):
-        together = [opening.path.name for opening in openings]
+    together = [opening.path.name for opening in openings]
+    pending = sorted({n for opening in openings for n in opening.pending}, reverse=True)
+    if wanted is not None:
+        pending = [wanted] if any(wanted in opening.begun for opening in openings) else []
+    for number in pending:
         begun = [opening.begun[number] for opening in openings if number in opening.begun]
         same = all(o.begun.get(number, {"champion": o.word})["champion"] == o.word for o in openings)
         if same and all(event["together"] == together for event in begun):
             return number, begun[0]["seeds"]
-    return 1 + max((n for opening in openings for n in opening.begun), default=0), seeds
+        if wanted is not None:
+            raise EvometaError(f"opening {wanted} of {together[0]} was of other runs or another champion")
+    return wanted or 1 + max((n for opening in openings for n in opening.begun), default=0), seeds
 
 
 class _Opening:
     """One run's part in an opening."""
 
-    def __init__(self, path: Path, session: Session) -> None:
-        self.path, self.session = path, session
-        if not session.task.split.test:
+    def __init__(self, path: Path, session: Callable[[], Session]) -> None:
+        self.path, self.session, self.record = path, session, folder.read_record(path)
+        self.domains = tuple(self.record["task"]["split"]["test"])
+        if not self.domains:
             raise EvometaError(f"the split of {path.name} has no test domain, so there is nothing to unseal")
         best = champion.last(path)
         if best is None:
@@ -92,6 +154,17 @@ class _Opening:
         self.finished = {event["opening"] for event in diary if event["kind"] == "opened"}
         self.pending = set(self.begun) - self.finished
 
+    def data_key(self) -> str:
+        """Equal for runs whose tasks hold the same data."""
+        spec, record = self.record["spec"], self.record
+        return canonical([spec["task"], spec["task_options"], record["task"]["code"], record["folder"]])
+
+    def task_key(self) -> str:
+        """Equal for runs that are judged by the same program: all but the search and its seed."""
+        record = {name: self.record.get(name) for name in ("task", "plan", "data", "versions", "machine")}
+        searched = ("strategy", "strategy_options", "population", "seed", "start", "placebo", "champion", "plan")
+        return canonical([record, {k: v for k, v in self.record["spec"].items() if k not in searched}])
+
     def announce(self, number: int, seeds: int, together: list[str]) -> str:
         """Write the opening to the diary, once; returns the hash of its line, which no other opening has."""
         if number not in self.begun:
@@ -99,27 +172,21 @@ class _Opening:
                 self.path,
                 "opening",
                 opening=number,
-                domains=list(self.session.task.split.test),
+                domains=list(self.domains),
                 seeds=seeds,
                 champion=self.word,
                 together=together,
             )
         return self.begun[number]["hash"]
 
-    def load(self, number: int) -> tuple[datasets.Loaded, ...]:
-        task = self.session.task
-        return datasets.load(task, task.split.test, datasets.Opening(number))
-
-    def judge(self, loaded: tuple[datasets.Loaded, ...], number: int, looks: int, seeds: int) -> dict[str, Any]:
-        path, session, best = self.path, self.session, self.best
-        task, seed = session.task, session.spec.seed
+    def judge(self, session: Session, judge: Judge, number: int, looks: int, seeds: int) -> dict[str, Any]:
+        path, best, task, seed = self.path, self.best, session.task, self.record["seed"]
         subjects = [
             Subject("champion", best.genome, best.generation, best.index),
             Subject("baseline", task.space.encode(task.baseline), None, None),
         ]
         genomes = np.stack([s.genome for s in subjects])
         journal = journal_for(path, "test", number)
-        judge = Judge(task, loaded, session.plan)
         judged = judge.judge(genomes, seeds, seed, Stream.UNSEAL, number, journal)
         rows = judgement_rows(task, path.name, subjects, judged, "test", number, seed)
         part = commit(path / "judgements", judgements_table(rows), number)
@@ -133,21 +200,25 @@ class _Opening:
 
 
 def _look(root: Path, runs: list[str], number: int, digests: dict[str, str], seeds: int, announced: list[str]) -> int:
-    """Enter the opening in the ledger, once; returns how many looks at these data that makes.
+    """Enter the opening in the ledger, once for each set of data; returns how many looks at these data that makes.
 
     It is the same look only where the diaries announced it in the same lines: a run that was deleted and made
     again under its name opens the data a second time.
     """
-    wanted = set(digests.values())
-    looks = 0
+    wanted, own, looks = set(digests.values()), tuple(announced), set()
+    field = "domains"
     for entry in ledger.read(root):
-        looks += bool(wanted & set(entry.get("domains", {}).values()))
-        if entry.get("announced") == announced and entry.get("domains") == digests:
-            return looks
+        data, look = ledger.data(entry), ledger.look(entry)
+        if wanted & set(data.values()):
+            looks.add(look)
+        if look == own and data == digests:
+            return len(looks)
+        if look == own:
+            field = "variants"
     whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
-    entry = {"runs": runs, "opening": number, "data_digest": whole, "domains": digests}
+    entry = {"runs": runs, "opening": number, "data_digest": whole, field: digests}
     ledger.append(root, {**entry, "seeds": seeds, "announced": announced})
-    return looks + 1
+    return len(looks | {own})
 
 
 def summarize(run: str, opening: int, seeds: int, losses: np.ndarray, domains: Sequence[str]) -> dict[str, Any]:

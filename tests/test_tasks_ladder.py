@@ -1,5 +1,6 @@
 """The language ladder: what training sees, what is sealed, and that its loss is a code length."""
 
+import re
 from functools import lru_cache, partial
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from evometa.errors import ConfigError, EvometaError
 from evometa.tasks.ladder import ladder
-from evometa.tasks.parts import charmodel, words
+from evometa.tasks.parts import charmodel, shifts, words
 
 TINY = {"languages": 2, "steps": 20, "hidden": 16, "support": 200, "query": 40}
 
@@ -19,9 +20,9 @@ def opened(monkeypatch):
     """Names of the word lists that were read, in order."""
     names = []
     real = words.read_list
-    monkeypatch.setattr(words, "read_list", lambda language: names.append(language) or real(language))
+    monkeypatch.setattr(words, "read_list", lambda language, vault: names.append(language) or real(language, vault))
     words.ranked.cache_clear()
-    words.parts.cache_clear()
+    shifts.parts.cache_clear()
     return names
 
 
@@ -67,7 +68,7 @@ def test_other_languages_are_a_vault():
 @pytest.mark.parametrize("language", ["en", "ru", "ta"])
 def test_words_are_disjoint_and_ranked_as_stated(language):
     """S0-2: support and home are ranks <= 2000, away ranks > 8000; no word is in two parts."""
-    lists = words.parts(language, 1400, 300)
+    lists = shifts.parts(language, 1400, 300)
     ranks = {name: [rank for rank, _ in getattr(lists, name)] for name in ("support", "home", "away")}
     assert [len(r) for r in ranks.values()] == [1400, 300, 300]
     assert max(ranks["support"] + ranks["home"]) <= 2000 and min(ranks["away"]) > 8000
@@ -91,10 +92,10 @@ def test_alphabet_comes_from_support_words_alone():
 def test_fit_is_bit_identical_whatever_the_queries_hold(tiny, monkeypatch):
     """S0-2: with every home and away word replaced, support and training are the same to the last bit."""
     clean = learned_on(tiny, "en")
-    real = words.parts("en", TINY["support"], TINY["query"])
+    real = shifts.parts("en", TINY["support"], TINY["query"])
     poisoned = words.Parts(real.support, ((1, "qzqz"),) * 40, ((9999, "zqzq\N{SNOWMAN}"),) * 40)
-    monkeypatch.setattr(words, "parts", lambda language, support, query: poisoned)
-    assert "\N{SNOWMAN}" in words.parts("en", 200, 40).away[0][1]
+    monkeypatch.setattr(shifts, "parts", lambda *_: poisoned)
+    assert "\N{SNOWMAN}" in shifts.parts("en", 200, 40).away[0][1]
     again = learned_on(tiny, "en")
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), clean, again))
 
@@ -188,7 +189,7 @@ def test_every_column_matters_to_the_learner(tiny):
 def test_regularizer_is_two_numbers_and_the_baseline_otherwise():
     """S0-13, C7: the regularizer's baseline is the full genome's baseline."""
     full = ladder(**TINY)
-    control = full.controls["regularizer"]()
+    control = ladder(**{**TINY, **full.controls["regularizer"]})
     assert control.space.dimension == 2
     assert [c.name for c in control.space.columns] == ["decay", "dropout.hidden"]
     one = learned_on(full, "en")["weights"]["output"]
@@ -211,8 +212,33 @@ def test_baseline_is_inside_the_space_and_neutral():
 
 
 @pytest.mark.parametrize(
-    "options", [{"learner": "neurl"}, {"genome": "all"}, {"languages": 9}, {"batch": 12}, {"context": 1}]
+    ("options", "words"),
+    [
+        ({"learner": "neurl"}, "a learner of neural, ngram, got 'neurl'"),
+        ({"genome": "all"}, "a genome of full, small, regularizer"),
+        ({"languages": 9}, "1 <= languages <= 8, got 9"),
+        ({"batch": 12}, "batch a multiple of 8"),
+        ({"context": 1}, "context >= 2"),
+        ({"learner": "ngram", "context": 3}, "context >= 4"),
+        ({"support": 1800}, "support . query words <= 2000"),
+        ({"rich": 10_000}, "0 <= rich <= 1536 for the learner 'neural'"),
+        ({"learner": "ngram", "rich": 2049}, "0 <= rich <= 2048"),
+        ({"pool": 0}, "pool >= 1"),
+        ({"train_shift": "lenght"}, 'Did you mean "length"'),
+        ({"control": "curiculum"}, 'Did you mean "curriculum"'),
+        ({"control": "pooled", "languages": 1}, "2 <= languages"),
+        ({"control": "pooled", "genome": "small"}, "genome='full'"),
+        ({"control": "pooled", "learners": "carry"}, "learners='reset'"),
+        ({"control": "curriculum", "learner": "ngram"}, "learner='neural' for control='curriculum'"),
+        ({"learners": "carry", "learner": "ngram"}, "counts of one language mean nothing in another"),
+        ({"learners": "carry", "languages": 1}, "2 <= languages"),
+        ({"hindi": True}, "hindi=True with test='vault' only"),
+        ({"control": "oracle", "test": "vault"}, "opened=True"),
+        ({"opened": True}, "opened=True with control='oracle'"),
+    ],
 )
-def test_bad_options_say_what_was_expected(options):
-    with pytest.raises(ConfigError, match="ladder: expected"):
+def test_bad_options_say_what_was_expected(options, words):
+    with pytest.raises(ConfigError, match="^ladder: expected") as error:
         ladder(**options)
+    assert re.search(words, str(error.value)), error.value
+    assert "\n" not in str(error.value)

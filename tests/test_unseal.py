@@ -273,6 +273,113 @@ def test_a_crash_between_the_runs_of_an_opening_is_the_same_look(copies, monkeyp
         assert len(list((path / "judgements").glob("*.parquet"))) == 2
 
 
+def three_runs():
+    """Three runs of one task, begun in one folder, one of them on the objective of the tail."""
+    arguments = ("run", "plain.py", "--population", 4, "--generations", 2, "--strategy", "genetic")
+    assert cli(*arguments, "--seed", 3, "--name", "first").code == 0
+    assert cli(*arguments, "--seed", 4, "--name", "second").code == 0
+    assert cli(*arguments, "--seed", 5, "--objective", "away:worst", "--name", "worst").code == 0
+    return [Path("runs") / name for name in ("first", "worst", "second")]
+
+
+def test_many_runs_share_sessions_and_data_and_give_the_same_numbers(copies, monkeypatch):
+    """Runs of equal tasks are judged by one session, data are loaded once, and nothing else differs."""
+    paths = three_runs()
+    shutil.copytree(copies / "runs", copies / "together")
+    expected = unseal.unseal_together([(p, api.reopen(p)) for p in (copies / "together" / q.name for q in paths)])
+    opened, loads, load = [], [], datasets.load
+
+    def reopen(path):
+        opened.append(path.name)
+        return api.reopen(path)
+
+    def watched(task, names, opening=None):
+        loads.append(tuple(names)) if opening else None
+        return load(task, names, opening)
+
+    monkeypatch.setattr(datasets, "load", watched)
+    said = []
+    assert unseal.unseal_many(paths, reopen, note=said.append) == 1
+    assert opened == ["first", "worst"], "one session for each kind of task"
+    assert loads == [("d3", "d4")] and len(said) == 3
+    for path, result in zip(paths, expected, strict=True):
+        event = events.read(path)[-1]
+        assert (event["kind"], event["looks"], event["overall"]) == ("opened", 1, result["overall"])
+        theirs = copies / "together" / path.name
+        assert Archive(path).judgements().equals(Archive(theirs).judgements())
+    assert ledger.read(copies / "runs")[0]["runs"] == ["first", "worst", "second"]
+    before = {p: p.read_bytes() for p in (copies / "runs").rglob("*") if p.is_file()}
+    # Others may join the opening, to be judged on the same cells; it is a look of its own.
+    assert (
+        cli(
+            "run",
+            "plain.py",
+            "--seed",
+            4,
+            "--population",
+            4,
+            "--generations",
+            1,
+            "--strategy",
+            "genetic",
+            "--name",
+            "late",
+        ).code
+        == 0
+    )
+    assert unseal.unseal_many([Path("runs/late")], api.reopen, number=1) == 1
+    assert len(ledger.read(copies / "runs")) == 2
+    assert {p: p.read_bytes() for p in before if p.name != ledger.FILE} == {
+        k: v for k, v in before.items() if k.name != ledger.FILE
+    }
+    with pytest.raises(EvometaError, match="opening 1 of first was of other runs"):
+        unseal.unseal_many(paths[:1], api.reopen, number=1)
+
+
+def test_a_crash_among_many_passes_over_what_was_through(copies, monkeypatch):
+    paths, judge, judged = three_runs(), unseal._Opening.judge, []
+
+    def counted(opening, *rest):
+        if len(judged) == 2:
+            crash()
+        judged.append(opening.path.name)
+        return judge(opening, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(unseal._Opening, "judge", counted)
+        with pytest.raises(KeyboardInterrupt):
+            unseal.unseal_many(paths, api.reopen)
+    assert judged == ["first", "second"], "equal tasks one after the other"
+    opened = []
+    assert unseal.unseal_many(paths, lambda path: opened.append(path.name) or api.reopen(path)) == 1
+    assert opened == ["worst"] and len(ledger.read(copies / "runs")) == 1
+    assert all(events.read(path)[-1]["kind"] == "opened" for path in paths)
+
+
+def test_different_data_under_one_name_are_one_look_and_all_are_known(copies):
+    """Arms of a study may read other supports on the same test domains: each digest is remembered."""
+    text = (copies / "plain.py").read_text()
+    (copies / "other.py").write_text(text.replace('"support": n,', '"support": n + 10,'))
+    arguments = ("--population", 4, "--generations", 2, "--strategy", "genetic", "--name")
+    assert cli("run", "other.py", *arguments, "other").code == 0
+    assert unseal.unseal_many([Path("runs/plain"), Path("runs/other")], api.reopen) == 1
+    one, two = ledger.read(copies / "runs")
+    assert one["announced"] == two["announced"] and set(one["domains"]) == set(two["variants"]) == {"d3", "d4"}
+    assert not set(one["domains"].values()) & set(two["variants"].values())
+    assert [events.read(Path("runs") / name)[-1]["looks"] for name in ("plain", "other")] == [1, 1]
+    assert cli("unseal", "other", "--json").data["looks"] == 2
+    assert cli("unseal", "plain", "--json").data["looks"] == 2
+
+
+def test_the_ledger_of_a_run_in_a_study_is_beside_the_study(tmp_path):
+    run = tmp_path / "runs/study/main-s0"
+    run.mkdir(parents=True)
+    assert ledger.root(run) == tmp_path / "runs/study"
+    (run.parent / ledger.STUDY).write_text("{}")
+    assert ledger.root(run) == tmp_path / "runs" == ledger.root(tmp_path / "runs/alone")
+    assert ledger.before(tmp_path / "runs", ["nobody"]) == {}
+
+
 def test_another_champion_makes_it_another_look(copies, monkeypatch):
     """Losses of a cut-short opening can be read from disk: a champion that was changed since is a second look."""
     session = api.reopen(copies / "runs/plain")

@@ -1,17 +1,26 @@
 """Who looked at which sealed data, `openings.jsonl` beside the runs: a second look is a second look in any run.
 
-The file is chained like a run's events, and several processes may add to it.
+The file is chained like a run's events, and several processes may add to it. A line holds `domains`, the digest of
+each domain's data. Where runs that are opened together hold different data under one domain's name, the further
+digests come in lines of the same look, under `variants`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evometa.archives.events import Entry, append_line, read_lines
 
 FILE = "openings.jsonl"
+STUDY = "study.json"  # a folder that holds this is a study: its runs have the ledger beside the study
+
+
+def root(run_path: Path) -> Path:
+    """The folder that holds the ledger of a run: where the run lies, or where its study lies."""
+    folder = Path(run_path).absolute().parent
+    return root(folder) if (folder / STUDY).is_file() else Path(run_path).parent
 
 
 def append(root: Path, entry: Mapping[str, Any]) -> Entry:
@@ -30,3 +39,32 @@ def read(root: Path) -> list[Entry]:
 def count(root: Path, data_digest: str) -> int:
     """How often the data of that digest were opened, in whatever run."""
     return sum(entry.get("data_digest") == data_digest for entry in read(root))
+
+
+def data(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Domain -> digest of what a line says was opened."""
+    return entry.get("domains") or entry.get("variants") or {}
+
+
+def look(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells one look from another: several lines may be of one look."""
+    return tuple(entry.get("announced") or (entry["hash"],))
+
+
+def before(root: Path, announced: Sequence[str]) -> dict[str, int]:
+    """Domain -> how many looks at its data came before the one whose diary lines are `announced`.
+
+    Domains whose data nobody had seen are left out.
+    """
+    entries, own = read(root), tuple(announced)
+    mine = [entry for entry in entries if look(entry) == own]
+    if not mine:
+        return {}
+    earlier = entries[: entries.index(mine[0])]
+    out: dict[str, int] = {}
+    for name in dict.fromkeys(name for entry in mine for name in data(entry)):
+        digests = {data(entry)[name] for entry in mine if name in data(entry)}
+        looks = {look(entry) for entry in earlier if digests & set(data(entry).values())}
+        if looks:
+            out[name] = len(looks)
+    return out

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from evometa import champion, folder
-from evometa.archives import events
+from evometa.archives import events, ledger
 from evometa.archives.read import Archive
 from evometa.errors import IntegrityError
 from evometa.space import Space
@@ -56,12 +56,16 @@ def interval_text(low: float | None, high: float | None) -> str:
 
 
 def runs_rows(out: Path) -> Rows:
-    """One row per run in a folder."""
+    """One row per run in a folder; `looks`: the most that any of its test domains' data have had, in any run."""
     rows = []
+    ledgers: dict[Path, list[events.Entry]] = {}
     for path in folder.list_runs(out):
         try:
             record, best, diary = folder.read_record(path), champion.last(path), events.read(path)
             generations, until = Archive(path).generations(), folder.target(path)
+            root = ledger.root(path)
+            ledgers[root] = ledgers[root] if root in ledgers else ledger.read(root)
+            looks = domain_looks(diary, ledgers[root])
         except IntegrityError as error:
             # One damaged run must not hide the others.
             rows.append({"run": path.name, "task": f"damaged: {error}"})
@@ -77,6 +81,7 @@ def runs_rows(out: Path) -> Rows:
                 "validation": best.validation if best else None,
                 "baseline": best.baseline if best and math.isfinite(best.baseline) else None,
                 "opened": sum(event["kind"] == "opening" for event in diary),
+                "looks": max((n for n in looks.values() if n is not None), default=None),
             }
         )
     return rows
@@ -84,11 +89,37 @@ def runs_rows(out: Path) -> Rows:
 
 def runs_table(rows: Rows, out: Path) -> str:
     """The runs, or what to type where there is none."""
-    return table(rows) if rows else f"no run in {out}. Start one with: evometa run ladder --out {out}"
+    if not rows:
+        return f"no run in {out}. Start one with: evometa run ladder --out {out}"
+    shown = [
+        {**row, "looks": f"{row['looks']}, no longer unseen"} if (row.get("looks") or 0) > 1 else row for row in rows
+    ]
+    return table(shown)
+
+
+def domain_looks(diary: Sequence[Mapping[str, Any]], entries: Sequence[events.Entry]) -> dict[str, int | None]:
+    """Test domain -> how many openings its data have had so far, in whatever run; empty where the run had none.
+
+    `diary`: the run's events, `entries`: the ledger beside it. None: the ledger does not know the run's opening.
+    """
+    finished = {event["opening"] for event in diary if event["kind"] == "opened"}
+    openings = [event for event in diary if event["kind"] == "opening" and event["opening"] in finished]
+    announced = {event["hash"] for event in openings}
+    mine = [ledger.data(entry) for entry in entries if announced & set(ledger.look(entry))]
+    looks: dict[str, int | None] = {}
+    for name in dict.fromkeys(name for event in openings for name in event["domains"]):
+        digests = {data[name] for data in mine if name in data}
+        looks[name] = (
+            len({ledger.look(entry) for entry in entries if digests & set(ledger.data(entry).values())}) or None
+        )
+    return looks
 
 
 def report_data(path: Path) -> dict[str, Any]:
-    """What a run is, its champion, and every opening of its test domains with the looks at their data."""
+    """What a run is, its champion, every opening of its test domains, and the looks that each domain's data have had.
+
+    The `looks` of an opening are those until then, that one included; those of a domain are all until now.
+    """
     record, best, archive = folder.read_record(path), champion.last(path), Archive(path)
     task = record["task"]
     data: dict[str, Any] = {
@@ -105,6 +136,7 @@ def report_data(path: Path) -> dict[str, Any]:
         "from": record["from"],
         "champion": None,
         "openings": [],
+        "looks": [],
     }
     if best is not None:
         space = Space.from_json(record["task"]["space"])
@@ -117,9 +149,12 @@ def report_data(path: Path) -> dict[str, Any]:
             "domains": list(best.domains),
             "params": {k: v for k, v in flat(space.decode_host(best.genome)).items() if not isinstance(v, np.ndarray)},
         }
-    for event in events.read(path):
+    diary = events.read(path)
+    for event in diary:
         if event["kind"] == "opened":
             data["openings"].append({key: event[key] for key in ("opening", "looks", "overall")})
+    looks = domain_looks(diary, ledger.read(ledger.root(path)))
+    data["looks"] = [{"domain": name, "looks": count} for name, count in looks.items()]
     return data
 
 
@@ -155,7 +190,17 @@ def report_text(data: Mapping[str, Any]) -> str:
             f"opening {opening['opening']}   difference {_cell(o['difference'])} {interval_text(o['low'], o['high'])},"
             f" {o['estimand']}, unit {o['unit']}{_looks(opening['looks'])}"
         )
+    by_count: dict[int | None, list[str]] = defaultdict(list)
+    for row in data["looks"]:
+        by_count[row["looks"]].append(row["domain"])
+    lines += [f"looks       {', '.join(names)}: {_times_opened(count)}" for count, names in by_count.items()]
     return "\n".join(lines)
+
+
+def _times_opened(looks: int | None) -> str:
+    if looks is None:
+        return f"not known, {ledger.FILE} is not beside the run"
+    return "opened once" if looks == 1 else f"opened {looks} times, no longer unseen"
 
 
 def _looks(looks: int) -> str:

@@ -1,96 +1,31 @@
 """The language ladder: train on a language's simple words, be judged on its advanced ones.
 
 Source: the procedure of seed 000 (docs: "nested generalization training"). A language is a domain. The
-inner learner, a small character model, sees frequent words only (rank <= 2000); `home` is other frequent
-words, `away` is rare words (rank > 8000). The genome is the learner's update rule and output rule,
-searched on some languages and carried to languages that no one has looked at. Loss: nats per character,
-ends of words included; see `parts/charmodel.py` for why it is a proper code length.
+inner learner, a small model of characters, sees simple words only (as a rule frequent ones, rank <= 2000); `home`
+is other simple words, `away` is advanced words (rare ones, rank > 8000; `shifts.py` has the other kinds). The
+genome is the learner's update rule and output rule, searched on some languages and carried to languages that
+no one has looked at. Loss: nats per character, ends of words included; see `parts/charmodel.py` for why it is
+a proper code length.
 
-A demo task: its test languages have been looked at while it was built. Verdicts use other languages.
+The test languages of `test="demo"` have been looked at while the task was built; verdicts use `test="vault"`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from evometa.contract import Domain, Objective, Split, Task
 from evometa.errors import ConfigError, did_you_mean
-from evometa.space import Candidate, Column, Space, log, real
-from evometa.tasks.parts import charmodel, words
+from evometa.space import Candidate, Space, weights
+from evometa.tasks.parts import backoff, charmodel, controls, neural, ngram, shifts, words
+from evometa.tasks.parts.learner import Learner, merge, reduced
 
-# What the search may move, and what a careful user has today: one Adam rate and no dropout, as chosen by
-# `home` on the search languages, every other mechanism at its neutral value.
-NEURAL_COLUMNS: dict[str, Any] = {
-    "rate": {  # Adam's step size, per layer
-        "embedding": log(1e-3, 0.3),
-        "hidden": log(1e-3, 0.3),
-        "output": log(1e-3, 0.3),
-    },
-    "momentum": real(0.5, 0.98),  # Adam's beta1
-    "decay": log(1e-4, 3.0),  # decoupled weight decay, per unit of rate
-    "anneal": real(0.0, 2.0),  # rate x (1 - step / steps) ** anneal
-    "scale": {  # standard deviation of initial weights, in units of 1 / sqrt(inputs)
-        "hidden": log(0.3, 3.0),
-        "output": log(0.03, 3.0),
-    },
-    "dropout": {  # hidden units; whole context characters
-        "hidden": real(0.0, 0.6),
-        "context": real(0.0, 0.4),
-    },
-    "fade": log(0.5, 2.0),  # a context character k places further away is scaled by fade ** k
-    "smoothing": real(0.0, 0.3),  # label smoothing
-    "tilt": {  # training weight of a word ~ rank ** a * length ** b
-        "rank": real(-1.0, 1.0),
-        "length": real(-3.0, 3.0),
-    },
-    "output": {
-        "temperature": log(0.5, 2.0),  # logits are divided by it
-        "ending": real(-3.0, 3.0),  # added to the logit of the word's end ...
-        "ending_slope": real(-3.0, 3.0),  # ... more for every five characters beyond the fifth
-        "counts": real(0.0, 1.0),  # share of the support's smoothed three-character counts in the mixture
-        "concentration": log(0.5, 50.0),  # how strongly those counts back off to shorter contexts
-        "floor": log(1e-4, 1e-1),  # share of the uniform distribution
-    },
-}
-NEURAL_BASELINE: Candidate = {
-    "rate": {"embedding": 0.03, "hidden": 0.03, "output": 0.03},
-    "momentum": 0.9,
-    "decay": 0.01,
-    "anneal": 1.0,
-    "scale": {"hidden": 1.0, "output": 0.3},
-    "dropout": {"hidden": 0.0, "context": 0.0},
-    "fade": 1.0,
-    "smoothing": 0.0,
-    "tilt": {"rank": 0.0, "length": 0.0},
-    "output": {
-        "temperature": 1.0,
-        "ending": 0.0,
-        "ending_slope": 0.0,
-        "counts": 0.0,
-        "concentration": 5.0,
-        "floor": 1e-3,
-    },
-}
-
-
-class Learner(NamedTuple):
-    """An inner learner: its columns, today's values, the two of them that regularize, and what it does."""
-
-    columns: Mapping[str, Any]
-    baseline: Candidate
-    regularizers: tuple[str, ...]
-    fit: Callable[..., Any]  # fit(key, candidate, support, sizes) -> learned
-    judge: Callable[..., Any]  # judge(key, learned, query, sizes) -> metrics
-
-
-LEARNERS = {
-    "neural": Learner(NEURAL_COLUMNS, NEURAL_BASELINE, ("decay", "dropout.hidden"), charmodel.fit, charmodel.judge),
-}
-GENOMES = ("full", "regularizer")
+LEARNERS = {"neural": neural.LEARNER, "ngram": ngram.LEARNER}
+GENOMES = ("full", "small", "regularizer")
+TESTS = ("demo", "vault")
+CARRIED = ("reset", "carry")
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -105,7 +40,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 def ladder(
     *,
-    genome: Literal["full", "regularizer"] = "full",
+    genome: Literal["full", "small", "regularizer"] = "full",
     learner: str = "neural",
     languages: int = 8,
     support: int = 1400,
@@ -115,104 +50,237 @@ def ladder(
     hidden: int = 48,
     steps: int = 400,
     batch: int = 64,
+    rich: int = 0,
+    train_shift: str = "frequency",
+    test_shift: str = "frequency",
+    test: Literal["demo", "vault"] = "demo",
+    hindi: bool = False,
+    opened: bool = False,
+    control: str = "",
+    learners: Literal["reset", "carry"] = "reset",
+    pool: int = 3,
+    pool_steps: int = 0,
+    scale: int = 0,
+    growth: int = 2,
 ) -> Task:
     """The language ladder as a task.
 
-    `genome`: "full" searches every column; "regularizer" only weight decay and dropout, the rest staying
-    at the baseline (control C7). `languages`: how many of the eight search languages drive the search.
-    `support`, `query`: words per language and part (support + query <= 2000). `context`: characters the
-    model sees (>= 2). `embedding`, `hidden`: layer widths. `steps`, `batch`: inner training, `batch` a
-    multiple of 8.
+    `learner`: "neural", a small network trained step by step, or "ngram", counts with back-off. `genome`: "full"
+    searches every column; "small" about ten; "regularizer" only two (control C7), the rest staying at the
+    baseline. `rich`: so many further numbers (see `most_rich` of the learners). `languages`: how many of the eight
+    search languages drive the search. `support`, `query`: words per language and part (support + query <= 2000).
+    `context`: characters the model sees (neural >= 2, ngram >= 4). `embedding`, `hidden`: layer widths. `steps`,
+    `batch`: inner training, `batch` a multiple of 8.
+
+    `train_shift`, `test_shift`: how `away` differs from `home` in the train and validation domains, and in the
+    test domains: "frequency", "length" or "compound". `test`: "demo" or "vault" languages; with the vault,
+    `hindi` adds Hindi, which the demonstration has opened before. `control`: a control arm of `controls.py`;
+    `opened` lets "oracle" read a vault that has been opened and recorded. `learners`: "reset" for each language,
+    or "carry" the weights through the simple words of others first. `pool`: so many other languages at most are
+    read by "carry" and by controls, for `pool_steps` steps at a time (0: as many as `steps`).
+
+    `scale`: the size law S0-11: `hidden` x 2^scale, and the genome about x 2^(growth scale) by rich numbers; the law
+    has growth 2 for the first meta level (n + 1 for the n-th). Neural only.
+
+    Raises `ConfigError` for options that do not go together.
     """
-    if learner not in LEARNERS:
-        hint = did_you_mean(learner, LEARNERS)
-        raise ConfigError(f"ladder: expected a learner of {', '.join(LEARNERS)}, got {learner!r}.{hint}")
-    if genome not in GENOMES:
-        hint = did_you_mean(genome, GENOMES)
-        raise ConfigError(f"ladder: expected a genome of {', '.join(GENOMES)}, got {genome!r}.{hint}")
-    if not 1 <= languages <= len(words.TRAIN):
-        raise ConfigError(f"ladder: expected 1 <= languages <= {len(words.TRAIN)}, got {languages}")
-    if batch % charmodel.GROUPS or batch < charmodel.GROUPS or context < 2:
-        groups = charmodel.GROUPS
-        raise ConfigError(f"ladder: expected batch a multiple of {groups} and context >= 2, got {batch=}, {context=}")
-    chosen = LEARNERS[learner]
+    options = dict(locals())
+    if scale:
+        options |= _scaled(options)
+        hidden = options["hidden"]
+    _check(options)
+    chosen, arm = LEARNERS[learner], controls.CONTROLS.get(control)
     sizes = charmodel.Sizes(context=context, embedding=embedding, hidden=hidden, batch=batch, steps=steps)
-    columns, baseline = chosen.columns, chosen.baseline
-    if genome == "regularizer":
-        columns, baseline = _only(columns, chosen.regularizers), _only(baseline, chosen.regularizers)
     train = tuple(words.TRAIN)[:languages]
-    named = (*train, *words.VALIDATION, *words.TEST)
-    options = {
-        "learner": learner,
-        "languages": languages,
-        "support": support,
-        "query": query,
-        "context": context,
-        "embedding": embedding,
-        "hidden": hidden,
-        "steps": steps,
-        "batch": batch,
-    }
+    others: tuple[str, ...] = train if learners == "carry" else ()
+    if arm and arm.pool:
+        others, train = train[: languages // 2], train[languages // 2 :]
+    recipe = controls.Recipe(control, learners == "carry", support, query, pool_steps or steps, train_shift)
+    world = _World(chosen, sizes, recipe, others, min(pool, languages - 1))
+    held = (*words.VAULT, *(["hi"] if hindi else [])) if test == "vault" else tuple(words.TEST)
+    searched = [_Place(language, train_shift, True) for language in (*train, *words.VALIDATION)]
+    sealed = [_Place(language, test_shift, False, language in words.VAULT) for language in held]
+    copies = [place._replace(suffix=".oracle") for place in sealed] if control == "oracle" else []
+    names = {role: tuple(place.name for place in places) for role, places in (("test", sealed), ("copies", copies))}
+    split = Split(
+        train=names["copies"] or tuple(place.name for place in searched[: len(train)]),
+        validation=() if copies else tuple(place.name for place in searched[len(train) :]),
+        test=names["test"],
+    )
+    columns, baseline = _genome(chosen, options, arm)
     return Task(
         name="ladder",
         space=Space(columns),
-        domains=tuple(_domain(language, support, query, sizes) for language in named),
+        domains=tuple(_domain(place, world) for place in [*(copies or searched), *sealed]),
         fit=partial(_fit, chosen=chosen, sizes=sizes),
         judge=partial(chosen.judge, sizes=sizes),
-        objective=Objective(query="away", reduction="mean"),
+        objective=Objective(query="both" if control == "no-separation" else "away", reduction="mean"),
         baseline=baseline,
-        split=Split(train=train, validation=tuple(words.VALIDATION), test=tuple(words.TEST)),
-        controls={} if genome == "regularizer" else {"regularizer": partial(ladder, genome="regularizer", **options)},
+        split=split,
+        controls={} if control or genome == "regularizer" else _controls(chosen),
         source=__name__,
     )
 
 
 def complete(candidate: Mapping[str, Any], learner: str = "neural") -> Candidate:
     """A candidate of any genome with the baseline's values for what it does not name."""
-    return _merge(LEARNERS[learner].baseline, candidate)
+    return merge(LEARNERS[learner].baseline, candidate)
+
+
+class _Place(NamedTuple):
+    """One domain: a language under a shift, and in what capacity."""
+
+    language: str
+    shift: str
+    searched: bool  # drives the search or chooses; else it is judged at the end
+    vault: bool = False
+    suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.language + ("" if self.shift == "frequency" else f"-{self.shift}") + self.suffix
+
+
+class _World(NamedTuple):
+    """What all domains share."""
+
+    learner: Learner
+    sizes: charmodel.Sizes
+    recipe: controls.Recipe
+    others: tuple[str, ...]  # languages that domains may read besides their own
+    most: int  # how many of them
+
+
+def _domain(place: _Place, world: _World) -> Domain:
+    # Functions, not arrays: a test language is read when it is unsealed and not before.
+    names = ("home", "away", "both") if world.recipe.control == "no-separation" else ("home", "away")
+    queries = {name: partial(_query, place, name, world) for name in names}
+    scripts = words.SCRIPTS | words.VAULT
+    tags = {"script": scripts[place.language], "family": words.FAMILIES[place.language], "shift": place.shift}
+    if place.language in words.TEST and not place.vault and not place.searched:
+        tags["opened"] = "before"
+    return Domain(place.name, partial(_support, place, world), queries, tags)
+
+
+def _source(language: str, shift: str, world: _World, vault: bool = False) -> controls.Source:
+    lists = shifts.parts(language, world.recipe.support, world.recipe.query, shift, vault)
+    return controls.Source(lists, words.alphabet(lists.support, world.sizes.classes))
+
+
+def _support(place: _Place, world: _World) -> dict[str, Any]:
+    recipe, sizes, learner = world.recipe, world.sizes, world.learner
+    own = _source(place.language, place.shift, world, place.vault)
+    chosen, rows = controls.own_words(recipe, own, place.searched, learner.neural)
+    data = learner.support(chosen, own.table, rows, sizes)
+    if not learner.neural:
+        return data
+    pool = [language for language in world.others if language != place.language][: world.most]
+    sources = [_source(language, recipe.shift, world) for language in pool]
+    phases = controls.phases(recipe, own, sources, place.searched, sizes)
+    return {"phases": phases, "alphabet": data["alphabet"], "counts": data["counts"]} if phases else data
+
+
+def _query(place: _Place, name: str, world: _World) -> dict[str, Any]:
+    if name == "both":
+        return controls.both(_query(place, "home", world), _query(place, "away", world))
+    recipe, sizes = world.recipe, world.sizes
+    own = _source(place.language, place.shift, world, place.vault)
+    seen, seen_rows = controls.own_words(recipe, own, place.searched, world.learner.neural)
+    # Rows per word differ between parts (advanced words are longer), never between languages: shapes stay equal.
+    chosen, rows = {
+        "home": (own.lists.home, controls.ROWS_SIMPLE * recipe.query),
+        "away": (own.lists.away, shifts.ROWS[place.shift] * recipe.query),
+    }[name]
+    return world.learner.query(chosen, seen, own.table, (rows, seen_rows), sizes)
 
 
 def _fit(key: Any, candidate: Candidate, support: Any, *, chosen: Learner, sizes: charmodel.Sizes) -> Any:
-    return chosen.fit(key, _merge(chosen.baseline, candidate), support, sizes)
+    return chosen.fit(key, merge(chosen.baseline, candidate), support, sizes)
 
 
-def _domain(language: str, support: int, query: int, sizes: charmodel.Sizes) -> Domain:
-    # Functions, not arrays: a test language is read when it is unsealed and not before.
-    queries = {name: partial(_query, language, name, support, query, sizes) for name in ("home", "away")}
-    seen = partial(_support, language, support, query, sizes)
-    return Domain(language, seen, queries, {"script": words.SCRIPTS[language]})
+def _genome(
+    chosen: Learner, options: Mapping[str, Any], arm: controls.Control | None
+) -> tuple[Mapping[str, Any], Candidate]:
+    """What is searched, and its baseline."""
+    if arm and arm.columns is not None and arm.baseline is not None:
+        return arm.columns, dict(arm.baseline)
+    columns = chosen.genomes[options["genome"]]
+    baseline = reduced(chosen.baseline, columns)
+    if rich := options["rich"]:
+        # A rich number of 1 is a factor of exp(0.3); at 0 it changes nothing.
+        return {**columns, "rich": weights((rich,), scale=0.3)}, {**baseline, "rich": [0.0] * rich}
+    return columns, baseline
 
 
-def _support(language: str, support: int, query: int, sizes: charmodel.Sizes) -> dict[str, Any]:
-    chosen = words.parts(language, support, query).support
-    table = words.alphabet(chosen, sizes.classes)
-    data = words.windows(chosen, table, sizes.context, 9 * support)
-    known = (np.arange(sizes.classes) < 2 + len(table)).astype(np.float32)
-    return {**data, "alphabet": known, "counts": words.counts(data, sizes.classes)}
-
-
-def _query(language: str, name: str, support: int, query: int, sizes: charmodel.Sizes) -> dict[str, Any]:
-    lists = words.parts(language, support, query)
-    table = words.alphabet(lists.support, sizes.classes)
-    # Rows per word differ between parts (rare words are longer), never between languages: shapes stay equal.
-    chosen, rows = (lists.home, 9) if name == "home" else (lists.away, 12)
-    return words.windows(chosen, table, sizes.context, rows * query)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Candidate:
+def _scaled(options: Mapping[str, Any]) -> dict[str, int]:
+    """`hidden` and `rich` under the size law."""
+    scale, growth = options["scale"], options["growth"]
+    if scale < 0 or growth < 0 or options["learner"] != "neural":
+        raise ConfigError(
+            "ladder: expected scale >= 0 and growth >= 0 with learner='neural', got"
+            f" scale={scale}, growth={growth}, learner={options['learner']!r}"
+        )
+    genes = Space(LEARNERS["neural"].genomes[options["genome"]]).dimension + options["rich"]
     return {
-        name: _merge(value, over.get(name, {})) if isinstance(value, Mapping) else over.get(name, value)
-        for name, value in base.items()
+        "hidden": options["hidden"] * 2**scale,
+        "rich": genes * 2 ** (growth * scale) - genes + options["rich"],
     }
 
 
-def _only(tree: Mapping[str, Any], names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, value in tree.items():
-        full = f"{prefix}{name}"
-        if isinstance(value, Column) or not isinstance(value, Mapping):
-            if full in names:
-                kept[name] = value
-        elif inside := _only(value, names, f"{full}."):
-            kept[name] = inside
-    return kept
+def _controls(chosen: Learner) -> dict[str, dict[str, Any]]:
+    """Control arms as options: `regularizer` (C7), and those of `controls.py` that the learner can do."""
+    found: dict[str, dict[str, Any]] = {"regularizer": {"genome": "regularizer", "rich": 0}}
+    for name, arm in controls.CONTROLS.items():
+        if chosen.neural or not arm.pool:
+            alone = {"genome": "full", "rich": 0, "learners": "reset"} if arm.pool else {}
+            found[name] = {"control": name, **alone}
+    return found
+
+
+def _known(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(
+            f"ladder: expected a {option} of {', '.join(known)}, got {value!r}.{did_you_mean(value, known)}"
+        )
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an option out of its range and for options that contradict each other."""
+    for option, known in (
+        ("learner", LEARNERS), ("genome", GENOMES), ("train_shift", shifts.SHIFTS), ("test_shift", shifts.SHIFTS),
+        ("test", TESTS), ("control", ("", *controls.CONTROLS)), ("learners", CARRIED),
+    ):  # fmt: skip
+        _known(option, options[option], tuple(known))
+    learner, control, genome, rich = (options[name] for name in ("learner", "control", "genome", "rich"))
+    chosen, arm = LEARNERS[learner], controls.CONTROLS.get(control)
+    carry, pooled = options["learners"] == "carry", arm is not None and arm.pool
+    least, groups = (2 if chosen.neural else backoff.ORDERS - 1), charmodel.GROUPS
+    batch, context, languages = options["batch"], options["context"], options["languages"]
+    sizes = charmodel.Sizes(context=context, embedding=options["embedding"], hidden=options["hidden"])
+    most = chosen.most_rich(sizes)
+    needed = 2 if carry or pooled else 1
+    wrong = {
+        f"{needed} <= languages <= {len(words.TRAIN)}, got {languages}": not needed <= languages <= len(words.TRAIN),
+        f"batch a multiple of {groups} and context >= {least}, got batch={batch}, context={context}": batch % groups
+        or batch < groups
+        or context < least,
+        f"support + query words <= {words.SIMPLE} and both >= 1, got {options['support']} + {options['query']}": (
+            options["support"] + options["query"] > words.SIMPLE or min(options["support"], options["query"]) < 1
+        ),
+        f"0 <= rich <= {most} for the learner {learner!r} of these sizes, got {rich}": not 0 <= rich <= most,
+        f"pool >= 1 and pool_steps >= 0, got pool={options['pool']}, pool_steps={options['pool_steps']}": (
+            options["pool"] < 1 or options["pool_steps"] < 0
+        ),
+        f"learner='neural' for control={control!r} and learners={options['learners']!r}: counts of one language"
+        f" mean nothing in another, got {learner!r}": not chosen.neural and (carry or pooled),
+        f"genome='full', rich=0 and learners='reset' with control={control!r}, which searches one number of its own,"
+        f" got {genome!r}, {rich}, {options['learners']!r}": pooled and (genome != "full" or rich or carry),
+        "hindi=True with test='vault' only: the demo's test languages have it": options["hindi"]
+        and options["test"] != "vault",
+        "opened=True with control='oracle' and test='vault' once the vault has been opened and recorded; without it"
+        " the oracle would read the vault first": (control == "oracle" and options["test"] == "vault")
+        is not options["opened"],
+    }  # fmt: skip
+    for expected, broken in wrong.items():
+        if broken:
+            raise ConfigError(f"ladder: expected {expected}")

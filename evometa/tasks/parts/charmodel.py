@@ -2,7 +2,7 @@
 
 An embedding per character, one tanh layer over the last few characters, a softmax (Bengio et al. 2003,
 "A neural probabilistic language model"), trained by Adam (Kingma and Ba 2015) with decoupled weight decay
-(Loshchilov and Hutter 2019). Everything that a candidate sets is documented in `ladder.py`.
+(Loshchilov and Hutter 2019). Everything that a candidate sets is documented in `neural.py`.
 
 Probabilities are proper: over the end of word, the characters of the support's alphabet and one UNKNOWN
 class they sum to 1. An unknown character then costs a further ln(ESCAPES) nats: a uniform choice among
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evometa.tasks.parts.words import BOUNDARY, UNKNOWN
 
@@ -37,33 +38,57 @@ class Sizes(NamedTuple):
 
 
 def fit(key: Any, candidate: dict[str, Any], support: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """Train on support windows; returns weights, what prediction needs, and the training loss."""
+    """Train on support windows; returns weights, what prediction needs, and the training loss.
+
+    A support may hold `phases` instead of windows of its own: the weights go through one after the other, each
+    with a fresh optimizer. `controls.py` makes them.
+    """
     init_key, order_key, drop_key = jax.random.split(key, 3)
     weights = _initial(init_key, candidate, sizes)
-    zeros = jax.tree.map(jnp.zeros_like, weights)
-    batches = _batches(order_key, support, sizes)
-    batches["bits"] = jax.random.bits(drop_key, (sizes.steps, GROUPS, sizes.hidden + sizes.context), jnp.uint8)
-    valid = support["alphabet"] > 0
-    rates = candidate["rate"]
-    rate = {
-        "embedding": rates["embedding"],
-        "hidden": rates["hidden"],
-        "hidden_bias": rates["hidden"],
-        "output": rates["output"],
-        "output_bias": rates["output"],
+    losses: Any = jnp.zeros(1)
+    steps = 0
+    phases = support.get("phases", (support,))
+    for left, phase in zip(reversed(range(len(phases))), phases, strict=True):
+        # The last phase has the keys that a support without phases has.
+        order, drop = [jax.random.fold_in(k, left) if left else k for k in (order_key, drop_key)]
+        if "update" in phase:
+            weights, steps = _update(order, weights, candidate, phase, sizes), steps + len(phase["update"])
+        else:
+            weights, losses = _train(order, drop, weights, candidate, phase, sizes)
+            steps += losses.shape[0]
+    return {
+        "weights": weights,
+        "output": candidate["output"],
+        "fade": candidate["fade"],
+        "counts": support["counts"],
+        "alphabet": support["alphabet"],
+        "support_loss": jnp.mean(losses[-max(1, losses.shape[0] // 10) :]),
+        "inner_steps": jnp.asarray(float(steps)),
     }
+
+
+def _train(
+    order_key: Any, drop_key: Any, weights: Any, candidate: dict[str, Any], phase: dict[str, Any], sizes: Sizes
+) -> tuple[Any, Any]:
+    """Adam on one phase's windows, for `sizes.steps` steps or as many as its `schedule` is long: weights, losses."""
+    steps = phase["schedule"].shape[0] if "schedule" in phase else sizes.steps
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    batches = _batches(order_key, phase, steps, sizes.batch)
+    batches["bits"] = jax.random.bits(drop_key, (steps, GROUPS, sizes.hidden + sizes.context), jnp.uint8)
+    valid = phase["alphabet"] > 0
+    rate = _rates(candidate, phase, sizes)
     momentum = candidate["momentum"]
 
     def step(carry: Any, batch: Any) -> tuple[Any, Any]:
         weights, first, second = carry
         # Looked up here, step by step: all batches at once would not fit a core's cache.
-        rows = {name: support[name][batch["order"]] for name in ("context", "target", "rank", "length")}
+        rows = {name: phase[name][batch["order"]] for name in ("context", "target", "rank", "length")}
         batch = {**rows, "noise": batch["bits"].astype(jnp.float32) / 256.0, "number": batch["number"]}
         loss, gradient = jax.value_and_grad(_training_loss)(weights, candidate, batch, valid, sizes)
         first = jax.tree.map(lambda m, g: momentum * m + (1.0 - momentum) * g, first, gradient)
         second = jax.tree.map(lambda v, g: SECOND_MOMENT * v + (1.0 - SECOND_MOMENT) * g * g, second, gradient)
         number = batch["number"] + 1.0
-        anneal = (1.0 - batch["number"] / sizes.steps) ** candidate["anneal"]
+        anneal = (1.0 - batch["number"] / steps) ** candidate["anneal"]
         unbias = 1.0 / (1.0 - momentum**number)
         unbias_second = 1.0 / (1.0 - SECOND_MOMENT**number)
 
@@ -74,15 +99,47 @@ def fit(key: Any, candidate: dict[str, Any], support: dict[str, Any], sizes: Siz
         return (jax.tree.map(move, weights, first, second, rate), first, second), loss
 
     (weights, _, _), losses = jax.lax.scan(step, (weights, zeros, zeros), batches)
-    return {
-        "weights": weights,
-        "output": candidate["output"],
-        "fade": candidate["fade"],
-        "counts": support["counts"],
-        "alphabet": support["alphabet"],
-        "support_loss": jnp.mean(losses[-max(1, sizes.steps // 10) :]),
-        "inner_steps": jnp.asarray(float(sizes.steps)),
+    return weights, losses
+
+
+def _rates(candidate: dict[str, Any], phase: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
+    """Step size of every array: one number each, or one per weight of the hidden layer where the genome is rich."""
+    rates = candidate["rate"]
+    hidden = rates["hidden"]
+    if "rich" in candidate:
+        rich, shape = candidate["rich"], (sizes.context * sizes.embedding, sizes.hidden)
+        part = np.arange(shape[0] * shape[1]) * rich.shape[0] // (shape[0] * shape[1])
+        hidden = hidden * jnp.exp(rich)[part].reshape(shape)
+    rate = {
+        "embedding": rates["embedding"],
+        "hidden": hidden,
+        "hidden_bias": rates["hidden"],
+        "output": rates["output"],
+        "output_bias": rates["output"],
     }
+    if "transfer" in candidate:
+        rate = {name: r * candidate["transfer"] ** phase["scaled"] for name, r in rate.items()}
+    return rate
+
+
+def _update(key: Any, weights: Any, candidate: dict[str, Any], phase: dict[str, Any], sizes: Sizes) -> Any:
+    """Plain gradient steps of size `update`: one on all windows, or one per minibatch where there are several."""
+    valid, steps = phase["alphabet"] > 0, len(phase["update"])
+
+    def nats(weights: Any, rows: dict[str, Any]) -> Any:
+        logits = _logits(weights, candidate["fade"], rows["context"], None, None, sizes)
+        logits = jnp.where(valid[None], logits, -1e9)
+        chosen = jnp.take_along_axis(logits, rows["target"][:, None], axis=1)[:, 0]
+        return jnp.sum((jax.nn.logsumexp(logits, axis=1) - chosen) * rows["weight"]) / jnp.sum(rows["weight"])
+
+    def step(weights: Any, order: Any) -> tuple[Any, None]:
+        rows = {name: phase[name][order] for name in ("context", "target", "weight")}
+        gradient = jax.grad(nats)(weights, rows)
+        return jax.tree.map(lambda w, g: w - candidate["update"] * g, weights, gradient), None
+
+    if steps == 1:
+        return step(weights, jnp.arange(phase["weight"].shape[0]))[0]
+    return jax.lax.scan(step, weights, _batches(key, phase, steps, sizes.batch)["order"])[0]
 
 
 def judge(key: Any, learned: dict[str, Any], query: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
@@ -140,14 +197,14 @@ def _initial(key: Any, candidate: dict[str, Any], sizes: Sizes) -> dict[str, Any
     return {**drawn, "hidden_bias": jnp.zeros(sizes.hidden), "output_bias": jnp.zeros(sizes.classes)}
 
 
-def _batches(key: Any, support: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """Minibatches for all steps: the windows in one random order, gone through again and again."""
+def _batches(key: Any, support: dict[str, Any], steps: int, batch: int) -> dict[str, Any]:
+    """Minibatches of `batch` rows for all steps: the windows in one random order, gone through again and again."""
     rows = support["weight"].shape[0]
     # Padding sorts to the end and is never reached.
     luck = jnp.where(support["weight"] > 0, jax.random.uniform(key, (rows,)), 2.0)
     filled = jnp.sum(support["weight"]).astype(jnp.int32)
-    order = jnp.argsort(luck)[jnp.arange(sizes.steps * sizes.batch) % filled].reshape(sizes.steps, sizes.batch)
-    return {"order": order, "number": jnp.arange(float(sizes.steps))}
+    order = jnp.argsort(luck)[jnp.arange(steps * batch) % filled].reshape(steps, batch)
+    return {"order": order, "number": jnp.arange(float(steps))}
 
 
 def _training_loss(weights: Any, candidate: Any, batch: Any, valid: Any, sizes: Sizes) -> Any:

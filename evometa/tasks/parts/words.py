@@ -3,8 +3,10 @@
 Source: the frequency lists bundled with `wordfreq` 3.1 (Speer 2022; data CC-BY-SA 4.0), read directly
 from the package's `small_<language>.msgpack.gz`. Kept are words of at least three characters that are
 all letters or marks of the language's own script; a word's rank is its place among the kept ones.
+Korean is spelled out in single letters (NFD, conjoining jamo), every other language composed (NFC).
 
-Only languages named in `SCRIPTS` can be opened. The others are a vault for later verdicts.
+Only languages named in `SCRIPTS` can be opened freely. Those in `VAULT` are sealed for verdicts: they are
+read for a caller that asks for the vault, and no other is read at all.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -44,10 +47,48 @@ TEST = {
     "sv": "Latin",
 }
 SCRIPTS = {**TRAIN, **VALIDATION, **TEST}
+# Not opened by any pilot, demo or test; the first ones are the most distant from one another.
+VAULT = {
+    "ko": "Hangul",
+    "vi": "Latin",
+    "id": "Latin",
+    "fa": "Arabic",
+    "lt": "Latin",
+    "ro": "Latin",
+    "uk": "Cyrillic",
+    "da": "Latin",
+    "fil": "Latin",
+    "ur": "Arabic",
+    "lv": "Latin",
+    "pt": "Latin",
+    "bg": "Cyrillic",
+    "is": "Latin",
+    "sl": "Latin",
+    "ca": "Latin",
+}
+_FAMILIES = {
+    "Germanic": "en de nl sv da is",
+    "Romance": "fr es it pt ca ro",
+    "Slavic": "pl ru cs uk bg sl",
+    "Baltic": "lt lv",
+    "Hellenic": "el",
+    "Indo-Iranian": "hi bn fa ur",
+    "Turkic": "tr",
+    "Uralic": "fi hu",
+    "Semitic": "ar he",
+    "Dravidian": "ta",
+    "Austronesian": "id fil",
+    "Austroasiatic": "vi",
+    "Koreanic": "ko",
+}
+FAMILIES = {language: family for family, names in _FAMILIES.items() for language in names.split()}
 
 SIMPLE = 2000  # ranks up to this are the frequent, simple words
 ADVANCED = 8000  # ranks above this are the rare, advanced words
+FEWEST = 100  # advanced words that a language must have
 SHORTEST = 3  # characters
+
+Words = tuple[tuple[int, str], ...]  # (rank, word)
 
 BOUNDARY = 0  # class of the word's end; as a context symbol it also stands before the word
 UNKNOWN = 1  # class of every character outside the alphabet
@@ -57,15 +98,30 @@ UNKNOWN = 1  # class of every character outside the alphabet
 class Parts:
     """The disjoint word lists of one language, as (rank, word) pairs; ranks start at 1."""
 
-    support: tuple[tuple[int, str], ...]
-    home: tuple[tuple[int, str], ...]
-    away: tuple[tuple[int, str], ...]
+    support: Words
+    home: Words
+    away: Words
+    spare: Words = ()  # further advanced words, as many as `away` where there are; never judged
 
 
-def read_list(language: str) -> list[str]:
-    """Words of one language from `wordfreq`, most frequent first, unfiltered. The only reader of files here."""
-    if language not in SCRIPTS:
+def read_list(language: str, vault: bool = False) -> list[str]:
+    """Words of one language from `wordfreq`, most frequent first, unfiltered.
+
+    `vault` is set for the test domains of `ladder(test="vault")` alone, and for the oracle's copies of them.
+    Raises `EvometaError` for a language of the vault without it, and for one that the task does not have.
+    """
+    if language in VAULT and not vault:
+        raise EvometaError(
+            f"ladder: language {language!r} is in the vault: it opens as a test domain of test='vault' only,"
+            " with: evometa unseal RUN"
+        )
+    if language not in SCRIPTS and language not in VAULT:
         raise EvometaError(f"ladder: language {language!r} is not part of this task; it has {', '.join(SCRIPTS)}")
+    return _read(language)
+
+
+def _read(language: str) -> list[str]:
+    """The only reader of files here."""
     import msgpack
 
     package = find_spec("wordfreq")
@@ -80,10 +136,11 @@ def read_list(language: str) -> list[str]:
     return [word for bucket in buckets for word in bucket]
 
 
-@lru_cache(maxsize=32)
-def ranked(language: str) -> tuple[str, ...]:
+@lru_cache(maxsize=64)
+def ranked(language: str, vault: bool = False) -> tuple[str, ...]:
     """The kept words of a language, most frequent first; a word's rank is its index plus 1."""
-    script = SCRIPTS[language].upper()
+    script = (SCRIPTS | VAULT).get(language, "").upper()
+    form = "NFD" if script == "HANGUL" else "NFC"
     known: dict[str, bool] = {}
 
     def belongs(character: str) -> bool:
@@ -92,30 +149,21 @@ def ranked(language: str) -> tuple[str, ...]:
             known[character] = letter and unicodedata.name(character, "").startswith(script)
         return known[character]
 
-    words = (unicodedata.normalize("NFC", word) for word in read_list(language))
+    words = (unicodedata.normalize(form, word) for word in read_list(language, vault))
     kept = (word for word in words if len(word) >= SHORTEST and all(map(belongs, word)))
     return tuple(dict.fromkeys(kept))
 
 
-@lru_cache(maxsize=32)
-def parts(language: str, support: int, query: int) -> Parts:
-    """`support` frequent words, `query` other frequent words and `query` rare ones.
-
-    Which word goes where follows from a hash of the word, so it depends on no generator and no order.
-    """
-    if support + query > SIMPLE:
-        raise EvometaError(f"ladder: expected support + query words <= {SIMPLE}, got {support} + {query}")
-    pairs = list(enumerate(ranked(language), start=1))
-    simple = sorted(pairs[:SIMPLE], key=lambda pair: _shuffle(language, pair[1]))
-    rare = sorted(pairs[ADVANCED:], key=lambda pair: _shuffle(language, pair[1]))
-    return Parts(tuple(simple[:support]), tuple(simple[support : support + query]), tuple(rare[:query]))
+def shuffled(language: str, pairs: Iterable[tuple[int, str]]) -> Words:
+    """In an order that follows from a hash of each word: it depends on no generator and no earlier order."""
+    return tuple(sorted(pairs, key=lambda pair: _shuffle(language, pair[1])))
 
 
 def _shuffle(language: str, word: str) -> bytes:
     return hashlib.sha256(f"{language}/{word}".encode()).digest()
 
 
-def alphabet(words: tuple[tuple[int, str], ...], classes: int) -> dict[str, int]:
+def alphabet(words: Words, classes: int) -> dict[str, int]:
     """Character -> class, from support words alone: the most frequent ones, at most `classes` - 2.
 
     A character seen once is left to UNKNOWN, which so gets evidence of its own.
@@ -128,15 +176,24 @@ def alphabet(words: tuple[tuple[int, str], ...], classes: int) -> dict[str, int]
     return {character: index for index, character in enumerate(common[: classes - 2], start=2)}
 
 
-def windows(
-    words: tuple[tuple[int, str], ...], table: dict[str, int], context: int, rows: int
-) -> dict[str, np.ndarray]:
+def known(table: dict[str, int], classes: int) -> np.ndarray:
+    """Classes that the support's alphabet has, end of word and unknown among them: `[classes]` float32, 1 or 0."""
+    return (np.arange(classes) < 2 + len(table)).astype(np.float32)
+
+
+def windows(words: Words, table: dict[str, int], context: int, rows: int) -> dict[str, np.ndarray]:
     """Words as next-character predictions, padded with weight 0 to exactly `rows`.
 
     Arrays (N = rows): `context` [N, context] int32 classes, the nearest character last; `target` [N] int32;
     `position` [N] int32, characters before the target; `length` [N] float32, characters of the word;
     `rank` [N] float32; `weight` [N] float32, 1 or 0. Words that would overflow `rows` are left out.
     """
+    return dict(_windows(words, tuple(table.items()), context, rows))
+
+
+@lru_cache(maxsize=128)  # a study makes the same ones for every run
+def _windows(words: Words, items: tuple[tuple[str, int], ...], context: int, rows: int) -> dict[str, np.ndarray]:
+    table = dict(items)
     columns: list[tuple[list[int], int, int, int, int]] = []
     for rank, word in words:
         codes = [table.get(character, UNKNOWN) for character in word]
