@@ -1,4 +1,4 @@
-"""Does evometa claim anything where there is nothing to claim? About six minutes on two cores.
+"""Does evometa claim anything where there is nothing to claim? About ten minutes on two cores.
 
     python benchmarks/calibration.py                        # all sections, into benchmarks/results
     python benchmarks/calibration.py simulated noise        # some of them

@@ -7,7 +7,7 @@ and the damping, moved by CMA-ES), `random` (the same by random search), `sigma`
 The rival of each is CMA-ES with its defaults, on the same functions and keys. `train` rows: the same champions on
 the functions that they were tuned on, with fresh keys.
 
-    python benchmarks/tuning.py               # 3 arms x 10 search seeds, 10 minutes of 2 cores
+    python benchmarks/tuning.py               # 3 arms x 8 search seeds, about 10 minutes of 2 cores
     python benchmarks/tuning.py --runs runs   # keep the runs there, and go on with those that are there
     python benchmarks/tuning.py --quick       # a smoke test of the script itself
 
@@ -184,7 +184,7 @@ def table(runs: Mapping[str, Sequence[Any]], seeds: int) -> list[dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--runs", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

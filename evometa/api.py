@@ -158,10 +158,14 @@ def begin(
     watch: Watch | None = None,
     fork: str | None = None,
     plan: Plan | None = None,
+    session: Session | None = None,
 ) -> Run:
-    """Start the run of a checked spec; `fork` is `RUN@GENERATION`, `plan` one to use instead of the derived."""
+    """Start the run of a checked spec; `fork` is `RUN@GENERATION`, `plan` one to use instead of the derived.
+
+    `session`: that spec's own, where it is made already (see `session.reseeded`).
+    """
     watch = watch or Unwatched()
-    session = prepare(spec, plan=plan)
+    session = session or prepare(spec, plan=plan)
     forked, state = (None, None) if fork is None else _fork(fork, out, session)
     path = driver.start(session, out, forked=forked)
     with folder.locked(path):

@@ -31,7 +31,7 @@ def deployed_spec(path: Path, *, generations: int | None = None, population: int
         raise EvometaError(f"{path.name} has no champion yet. Finish it first with: evometa resume {path}")
     space = Space.from_json(record["task"]["space"])
     settings = settings_of(space.decode_host(best.genome), {column.name for column in space.columns})
-    below = spec.nest
+    below = spec.below(spec.levels - 1)
     values = {
         **spec.identity(),
         "levels": spec.levels - 1,
@@ -46,6 +46,8 @@ def deployed_spec(path: Path, *, generations: int | None = None, population: int
     }
     if spec.levels == 2:
         values.pop("nest", None)
+    elif len(spec.nest) > 1:
+        values["nest"] = values["nest"][:-1]
     if settings[START]:
         values["start"] = [float(x) for part in settings[START].values() for x in np.ravel(part)]
     return build(values)

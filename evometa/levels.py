@@ -31,7 +31,12 @@ def leveled(task: Task, spec: Spec, base: Path = Path()) -> Task:
     """
     if spec.levels < 2:
         return task
-    if spec.nest.judged_on is not None:
+    if len(spec.nest) not in (1, spec.levels - 1):
+        raise ConfigError(
+            f"nest: expected one table for all levels below the top, or {spec.levels - 1} for {spec.levels} levels,"
+            f" got {len(spec.nest)}"
+        )
+    if spec.below(1).judged_on is not None:
         return _by_query(task, spec, base)
     dealt = deal(task.split.train, spec.levels)
     top = task
@@ -40,26 +45,28 @@ def leveled(task: Task, spec: Spec, base: Path = Path()) -> Task:
         everybody = (*above, *task.split.validation, *task.split.test)
         worlds = {name: World(dealt[level - 2], (name,)) for name in everybody}
         split = Split(dealt[level - 1], task.split.validation, task.split.test)
-        slots = tuple(spec.nest.slots) if level == 2 else ()
-        lower = _lower(spec.nest, slots, base)
+        below = spec.below(level - 1)
+        slots = tuple(below.slots) if level == 2 else ()
+        lower = _lower(below, slots, base)
         top = nest(top, lower, worlds, split, name=f"{task.name}-level{level}")
     return top
 
 
 def _by_query(task: Task, spec: Spec, base: Path) -> Task:
     """Two levels that share their domains and keep their exams apart: the way to tune a strategy on problems."""
+    below = spec.below(1)
     if spec.levels > 2:
         raise ConfigError(f"nest.judged_on: expected 2 levels, got {spec.levels}: one query can separate only two")
     known = task.query_names
-    if spec.nest.judged_on not in known:
+    if below.judged_on not in known:
         raise ConfigError(
-            f"nest.judged_on: task {task.name!r} has no query {spec.nest.judged_on!r}."
-            f"{did_you_mean(str(spec.nest.judged_on), known)} It has {', '.join(known)}"
+            f"nest.judged_on: task {task.name!r} has no query {below.judged_on!r}."
+            f"{did_you_mean(str(below.judged_on), known)} It has {', '.join(known)}"
         )
     split = task.split
     worlds = {name: World((name,)) for name in (*split.train, *split.validation, *split.test)}
-    lower = _lower(spec.nest, tuple(spec.nest.slots), base)
-    return nest(task, lower, worlds, split, name=f"{task.name}-level2", judged_on=spec.nest.judged_on)
+    lower = _lower(below, tuple(below.slots), base)
+    return nest(task, lower, worlds, split, name=f"{task.name}-level2", judged_on=below.judged_on)
 
 
 def deal(names: Sequence[str], levels: int) -> list[tuple[str, ...]]:

@@ -7,6 +7,7 @@ the loop. Where strategy and task are traceable, a whole block of generations is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from evometa.types import Block, Cell, Genomes, Parents, Scores, State, Strategy
 Evaluate = Callable[[Any, Any, Any], Raw]
 # An evaluation on the host: (generation, key, genomes [P, D]) -> Raw and messages {index: text}.
 HostEvaluate = Callable[[int, Any, np.ndarray], tuple[Raw, dict[int, str]]]
+
+Placebo = bool | str  # False, True or "noise"
 
 
 class Row(NamedTuple):
@@ -41,23 +44,33 @@ def generation(
     root: Any,
     number: Any,
     state: State,
-    placebo: bool = False,
+    placebo: Placebo = False,
 ) -> tuple[State, Row]:
     """Advance `state` through generation `number`; traceable where strategy and evaluate are.
 
-    `root` is the search's seed or key. `placebo`: the strategy is told the scores of one candidate for another's
-    (control C5); the row keeps everybody's own.
+    `root` is the search's seed or key. `placebo`: what the strategy is told instead of the scores (control C5, see
+    `misled`); the row keeps everybody's own.
     """
     key = partial(stream_key, root, number)
     genomes, parents, state = strategy.ask(key(Stream.ASK), state)
     scores = settle(evaluate(key(Stream.EVALUATE), genomes), cells, objectives)
-    told = shuffled(key(Stream.PLACEBO), scores) if placebo else scores
+    told = misled(key(Stream.PLACEBO), scores, placebo) if placebo else scores
     state = strategy.tell(key(Stream.TELL), state, genomes, told)
     return state, Row(genomes, parents, scores)
 
 
-def shuffled(key: Any, scores: Scores) -> Scores:
-    """The scores of a generation, handed out among its candidates at random; traceable."""
+def misled(key: Any, scores: Scores, placebo: Placebo) -> Scores:
+    """Scores that say nothing of their candidates; traceable.
+
+    True: those of the generation, handed out among its candidates at random. "noise": random numbers, which no
+    score has touched: what a search finds that is told these, it finds by walking about.
+    """
+    if placebo == "noise":
+        noise = jax.random.normal(key, scores.fitness.shape)
+        return scores._replace(
+            fitness=jnp.where(jnp.isfinite(scores.fitness), noise, scores.fitness),
+            loss=jnp.where(scores.evaluated, noise[:, :1], scores.loss),
+        )
     order = jax.random.permutation(key, scores.fitness.shape[0])
     return jax.tree.map(lambda x: x[order], scores)
 
@@ -78,7 +91,7 @@ class CompiledLoop:
         objectives: Sequence[Objective],
         seed: int,
         block: int,
-        placebo: bool = False,
+        placebo: Placebo = False,
     ) -> None:
         self._data, self._block, self._seed = data, block, seed
 
@@ -104,6 +117,12 @@ class CompiledLoop:
 
         self._run = jax.jit(run)
 
+    def with_seed(self, seed: int) -> CompiledLoop:
+        """The same program from another seed."""
+        other = copy(self)
+        other._seed = seed
+        return other
+
     def advance(self, state: State, first: int, count: int) -> tuple[State, Block]:
         """Run `count` generations (at most the block length), `first` being the number of the first."""
         seed_key = jax.random.key_data(root_key(self._seed))
@@ -127,7 +146,7 @@ class HostLoop:
         cells: Sequence[Cell],
         objectives: Sequence[Objective],
         seed: int,
-        placebo: bool = False,
+        placebo: Placebo = False,
     ) -> None:
         self._strategy, self._evaluate, self._seed, self._placebo = strategy, evaluate, seed, placebo
         if strategy.traceable:
@@ -135,6 +154,12 @@ class HostLoop:
         else:
             self._ask, self._tell = strategy.ask, strategy.tell
         self._settle = partial(_settled, cells=tuple(cells), objectives=tuple(objectives))
+
+    def with_seed(self, seed: int) -> HostLoop:
+        """The same loop from another seed."""
+        other = copy(self)
+        other._seed = seed
+        return other
 
     def advance(self, state: State, first: int, count: int) -> tuple[State, Block]:
         """Run `count` generations, `first` being the number of the first."""
@@ -145,7 +170,7 @@ class HostLoop:
             genomes, parents, state = self._ask(key(Stream.ASK), state)
             raw, said = self._evaluate(number, key(Stream.EVALUATE), np.asarray(genomes))
             scores = self._settle(raw)
-            told = shuffled(key(Stream.PLACEBO), scores) if self._placebo else scores
+            told = misled(key(Stream.PLACEBO), scores, self._placebo) if self._placebo else scores
             state = self._tell(key(Stream.TELL), state, genomes, told)
             rows.append(jax.tree.map(np.asarray, Row(genomes, parents, scores)))
             messages |= {(number, index): text for index, text in said.items()}
@@ -164,6 +189,6 @@ class HostLoop:
                 raise ValueError(f"generation {block.first + i} differs")
             scores = jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), block.scores)
             if self._placebo:
-                scores = shuffled(key(Stream.PLACEBO), scores)
+                scores = misled(key(Stream.PLACEBO), scores, self._placebo)
             state = self._tell(key(Stream.TELL), state, genomes, scores)
         return state

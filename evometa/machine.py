@@ -31,13 +31,13 @@ def use_host_devices(count: int | None = None) -> None:
 
 
 def spare_threads() -> None:
-    """Give XLA's pool twice as many threads as there are cores; no effect once JAX has started.
+    """Give XLA's pool four times as many threads as there are cores; no effect once JAX has started.
 
     A device's program occupies a thread of the pool, and batched linear algebra inside it (CMA-ES below another
     level, a task's own solve) waits for others: with as many devices as threads they all wait for ever. Bits are
     the same. NPROC is XLA's own variable for it; one that is set stands.
     """
-    os.environ.setdefault("NPROC", str(2 * max(cores(), 2)))
+    os.environ.setdefault("NPROC", str(4 * max(cores(), 2)))
 
 
 def keep_compilations() -> None:

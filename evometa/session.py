@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,18 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
     return session
 
 
+def reseeded(session: Session, spec: Spec) -> Session:
+    """The session of a spec that differs from another's in its seed, name and length only: nothing is traced again.
+
+    Raises `ValueError` for any other spec.
+    """
+    ours, theirs = spec.identity(), session.spec.identity()
+    if {**ours, "seed": 0} != {**theirs, "seed": 0}:
+        raise ValueError("reseeded: the specs differ in more than their seed")
+    identity = {**session.identity, "seed": spec.seed, "spec": {**session.identity["spec"], "seed": spec.seed}}
+    return replace(session, spec=spec, loop=session.loop.with_seed(spec.seed), identity=identity)
+
+
 def _strategy(spec: Spec, task: Task, base: Path) -> Strategy:
     if spec.levels == 0:  # no meta level: the baseline is all there is
         return load_strategy("static", task.space, None)
@@ -140,7 +152,7 @@ def _task(spec: Spec, base: Path) -> Task:
     if spec.replicates is not None:
         task = task.with_(replicates=spec.replicates)
     if spec.fixed:
-        task = task.with_(space=task.space.hold(spec.fixed))
+        task = task.with_(space=task.space.hold(dict(sorted(spec.fixed.items()))))  # in the order of run.json
     return leveled(task, spec, base)
 
 

@@ -282,6 +282,7 @@ class Space:
 
     def to_json(self) -> list[dict[str, Any]]:
         """The columns as plain data; `from_json` gives the space back."""
+
         def row(column: Column) -> dict[str, Any]:
             return {**asdict(column), "choices": list(column.choices), "shape": list(column.shape)}
 

@@ -55,7 +55,7 @@ def _column(kind: Literal["real", "log"], low: float, high: float) -> ColumnTabl
 
 
 class NestSpec(_Part):
-    """The searches below the top level, alike at every level: run anew for each candidate of the level above.
+    """A search below the top level: run anew for each candidate of the level above.
 
     `tunes`: their strategy's hyperparameters that the level above moves, as columns; `prior`: it also moves the
     genome that they start from; `slots`: columns of the task that only level 2 moves. `judged_on`: judge on the same
@@ -112,6 +112,10 @@ def _start(value: Any) -> Any:
     return value
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
 class Spec(_Part):
     """Everything that decides a run's numbers, except how many generations it is carried to."""
 
@@ -126,14 +130,20 @@ class Spec(_Part):
     replicates: int | None = Field(None, ge=1)
     start: Annotated[str | list[float], AfterValidator(_start)] = "baseline"
     fixed: dict[str, Any] = {}
-    placebo: bool = False
+    placebo: bool | Literal["noise"] = False  # true: told permuted scores; "noise": told random numbers
     levels: int = Field(1, ge=0, le=4)
-    nest: NestSpec = Field(default_factory=lambda: NestSpec.model_validate({}))
+    nest: Annotated[list[NestSpec], Field(min_length=1), BeforeValidator(_listed)] = Field(
+        default_factory=lambda: [NestSpec.model_validate({})]
+    )
     champion: ChampionSpec = Field(default_factory=lambda: ChampionSpec.model_validate({}))
     backend: Literal["inline"] = "inline"
     plan: PlanSpec = Field(default_factory=lambda: PlanSpec.model_validate({}))
     generations: int = Field(40, ge=1)
     name: str | None = None
+
+    def below(self, level: int) -> NestSpec:
+        """How the search of a level below the top is run: `[nest]` for all, or its own of several `[[nest]]`."""
+        return self.nest[min(level, len(self.nest)) - 1]
 
     def identity(self) -> dict[str, Any]:
         """The part that makes two runs the same run: all but name and length.
@@ -207,14 +217,22 @@ def digest(value: Any) -> str:
 
 
 # Members of unions, as pydantic calls them in the place of an error.
-_MEMBERS = ("str", "dict[str,any]", "list[str]", "list[float]", "function-after[_start(), union[str,list[float]]]")
+_MEMBERS = (
+    "str",
+    "dict[str,any]",
+    "list[str]",
+    "list[float]",
+    "function-after[_start(), union[str,list[float]]]",
+    "bool",
+    "literal['noise']",
+)
 
 
 def _explain(error: ValidationError, source: Path | None, under: tuple[str, ...] = ()) -> str:
     # A key that nobody knows before one that is missing: it may be the same, with a typo.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     # A union reports the member that failed; the key is what the user typed.
-    steps = [str(step) for step in first["loc"]]
+    steps = [str(step) for step in first["loc"] if not (isinstance(step, int) and first["loc"][0] == "nest")]
     path = [*under, *(step for step in steps if step not in _MEMBERS)]
     key = ".".join(path)
     where = f"{source}:{_line_of(source, path)}: " if source else ""

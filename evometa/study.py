@@ -22,6 +22,8 @@ from evometa.comparison import Arm, differences
 from evometa.deployment import deployed_spec
 from evometa.driver import Watch
 from evometa.errors import EvometaError
+from evometa.session import Session, prepare, reseeded
+from evometa.spec import Spec, canonical
 from evometa.statistics import over_seeds
 from evometa.study_cost import check_inner_steps
 from evometa.study_plan import Planned, Study
@@ -52,12 +54,13 @@ def conduct(study: Study, out: Path, watch: Watches, again: str = "evometa study
     with _alone(path), _told(path, study, again):
         plain = [run for run in study.runs if not run.variant.oracle]
         oracles = [run for run in study.runs if run.variant.oracle]
+        sessions = _Sessions()
         for number, run in enumerate(plain, 1):
-            _carry(path, run, f"run {number} of {len(study.runs)}", watch)
+            _carry(path, run, f"run {number} of {len(study.runs)}", watch, sessions)
         opening = _open(path, plain, study, watch, None)
         for number, run in enumerate(oracles, len(plain) + 1):
             _enter_use(path, plain, oracles, opening)
-            _carry(path, run, f"run {number} of {len(study.runs)}", watch)
+            _carry(path, run, f"run {number} of {len(study.runs)}", watch, sessions)
         if oracles:
             _open(path, oracles, study, watch, opening)
         return report(study, path)
@@ -97,9 +100,22 @@ def report(study: Study, path: Path) -> dict[str, Any]:
 # --- running --------------------------------------------------------------------------------------------------
 
 
-def _carry(path: Path, run: Planned, progress: str, watch: Watches) -> None:
+class _Sessions:
+    """Sessions by spec, whatever the seed: an arm is traced and its data are loaded once, not once per seed."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Session] = {}
+
+    def of(self, spec: Spec) -> Session:
+        word = canonical({**spec.identity(), "seed": 0})
+        made = self._made.get(word)
+        self._made[word] = prepare(spec) if made is None else reseeded(made, spec)
+        return self._made[word]
+
+
+def _carry(path: Path, run: Planned, progress: str, watch: Watches, sessions: _Sessions) -> None:
     """One run to its end: begun, resumed or passed over; of several levels, the runs below too."""
-    _run(path, run.name, lambda: run.spec, run.spec.generations, f"{progress}: {run.name}", watch)
+    _run(path, run.name, lambda: run.spec, run.spec.generations, f"{progress}: {run.name}", watch, sessions)
     name, deploy = run.name, run.variant.own.deploy
     for _ in range(1, run.spec.levels):
         upper = path / name
@@ -110,13 +126,22 @@ def _carry(path: Path, run: Planned, progress: str, watch: Watches) -> None:
         )
         name = f"{name}-deployed"
         below = spec.model_copy(update={"name": name})
-        _run(path, name, lambda below=below: below, below.generations, f"{progress}: {name}", watch)
+        _run(path, name, lambda below=below: below, below.generations, f"{progress}: {name}", watch, sessions)
 
 
-def _run(path: Path, name: str, spec: Callable[[], Any], generations: int, title: str, watch: Watches) -> None:
+def _run(
+    path: Path,
+    name: str,
+    spec: Callable[[], Spec],
+    generations: int,
+    title: str,
+    watch: Watches,
+    sessions: _Sessions,
+) -> None:
     there = path / name
     if not (there / folder.RECORD).is_file():
-        api.begin(spec(), path, watch=watch(title))
+        made = spec()
+        api.begin(made, path, watch=watch(title), session=sessions.of(made))
         return
     done, best = Archive(there).generations(), champion.last(there)
     if done > generations or folder.target(there) != generations:

@@ -1,8 +1,9 @@
 """Control arms by one word each: what a word changes in the spec of a run, for any task.
 
 `random-search`: the same budget without a method. `placebo`: every candidate is told another's scores, so that
-nothing can be learned. `home`: the same search, scored on the home query. `static`: no search. Others are the
-task's own (`Task.controls`): `regularizer`, `oracle`, `no-separation` ...
+nothing can be learned. `walk`: the search is told random numbers that no score has touched; where a baseline is poor,
+walking about finds something, and a placebo is to find no more. `home`: the same search, scored on the home query.
+`static`: no search. Others are the task's own (`Task.controls`): `regularizer`, `oracle`, `no-separation` ...
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from evometa.study_spec import merge
 
 HOME = "home"
 ORACLE = "oracle"
-GENERAL = ("random-search", "placebo", HOME, "static")
+GENERAL = ("random-search", "placebo", "walk", HOME, "static")
 
 
 def changes(word: str, task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def changes(word: str, task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
         return {"strategy": "random_search", "strategy_options": {}}
     if word == "placebo":
         return {"placebo": True}
+    if word == "walk":
+        return {"placebo": "noise"}
     if word == "static":
         return {"strategy": "static", "strategy_options": {}, "population": 1, "generations": 1}
     if word == HOME:

@@ -38,7 +38,7 @@ def estimate(study: Study, note: Callable[[str], None]) -> dict[str, Any]:
         if variant.spec.levels > 1:  # and then the run below, with settings that are not known yet
             below = _measure(_below(variant.spec))
             once += below["compiling"]
-            each += below["loading"] + below["seconds"] * variant.evaluations / variant.spec.nest.population
+            each += below["loading"] + below["seconds"] * variant.evaluations / variant.spec.below(1).population
         rows.append(
             {
                 "arm": variant.label,
@@ -92,7 +92,7 @@ def check_inner_steps(study: Study) -> None:
 
 def _below(spec: Spec) -> Spec:
     """An ordinary run like the one that several levels end in."""
-    nest = spec.nest
+    nest = spec.below(1)
     changed = {"strategy": nest.strategy, "strategy_options": nest.strategy_options, "population": nest.population}
     return spec.model_copy(update={"levels": 1, **changed})
 

@@ -41,7 +41,7 @@ class Variant(NamedTuple):
         """Candidates that a run of the judged kind scores: of the deployed run, where there are several levels."""
         if self.spec.levels < 2:
             return self.spec.generations * self.population
-        deploy, nest = self.own.deploy, self.spec.nest
+        deploy, nest = self.own.deploy, self.spec.below(1)
         generations = deploy.generations if deploy else None
         population = deploy.population if deploy else None
         return (generations or nest.generations) * (population or nest.population)

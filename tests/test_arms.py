@@ -40,7 +40,8 @@ def test_every_word_changes_what_it_says(place):
     assert options == {"task_options": {"wide": 0.9, "control": "one"}}
     with pytest.raises(ConfigError, match=r'"placebo".*Task \'quad\' has .*one, oracle'):
         changes("placbo", task, values)
-    assert set(GENERAL) == {"random-search", "placebo", "home", "static"}
+    assert changes("walk", task, values) == {"placebo": "noise"}
+    assert set(GENERAL) == {"random-search", "placebo", "walk", "home", "static"}
     without = task.with_(domains=tuple(d.__class__(d.name, d.support, {"away": 0}) for d in task.domains))
     with pytest.raises(ConfigError, match="needs a query called 'home'.*has away"):
         changes("home", without, values)

@@ -163,14 +163,30 @@ def test_a_placebo_is_told_the_scores_of_others(folder, compile_cache):
     assert columns(folder / "runs" / "half", "genome").equals(columns(blind.path, "genome"))
 
 
-def test_a_placebo_on_the_host(folder):
+@pytest.mark.parametrize("placebo", ["true", "noise"])
+def test_a_placebo_on_the_host(folder, placebo):
     arguments = ("plain.py", "--strategy", "genetic", "--population", 6, "--generations", 4)
-    run(*arguments, "--set", "placebo=true", name="a")
-    assert cli("run", *arguments[:-1], 2, "--set", "placebo=true", "--name", "b").code == 0
+    run(*arguments, "--set", f"placebo={placebo}", name="a")
+    assert cli("run", *arguments[:-1], 2, "--set", f"placebo={placebo}", "--name", "b").code == 0
     for checkpoint in (folder / "runs" / "b" / "checkpoints").iterdir():
         checkpoint.unlink()
     assert cli("resume", "runs/b", "--generations", 4).code == 0
     assert columns(folder / "runs" / "a", "genome").equals(columns(folder / "runs" / "b", "genome"))
+
+
+def test_a_walk_is_told_nothing_of_the_scores(folder, compile_cache):
+    """What a search is told by noise does not depend on any score: another objective, the same candidates."""
+    arguments = ("ridge.py", "--population", 8, "--generations", 4, "--set", "placebo=noise")
+    away, home = run(*arguments), run(*arguments, "--objective", "home", name="home")
+    assert columns(away.path, "genome").equals(columns(home.path, "genome"))
+    assert not columns(away.path, "fitness").equals(columns(home.path, "fitness"))
+    one_line(cli("run", "ridge.py", "--set", "placebo=maybe"), 4, "placebo", "maybe")
+
+
+def test_held_columns_keep_their_order_when_a_run_is_opened_again(folder, compile_cache):
+    tunes = "nest.tunes={sigma={kind='log', low=0.02, high=1}, factor_c_mu={kind='log', low=0.5, high=2}}"
+    run("ridge.py", *SMALL, *NEST, "--set", "levels=2", "--set", tunes)
+    assert cli("resume", "runs/x", "--generations", 3).code == 0
 
 
 def test_expand_at_the_command_line(folder, compile_cache):
@@ -186,6 +202,33 @@ def test_expand_at_the_command_line(folder, compile_cache):
     run("ridge.py", *SMALL, name="flat")
     one_line(cli("archive", "expand", "runs/flat", "0:0"), 4, "no search of searches")
     one_line(cli("archive", "expand", "runs/top", "9:9"), 3, "9:9")
+
+
+def test_every_level_may_have_a_search_of_its_own(folder, compile_cache):
+    """S0-8: a strategy and a budget per level; deployed, each level keeps its own."""
+    (folder / "three.toml").write_text("""
+task = "ridge.py"
+levels = 3
+population = 4
+generations = 2
+[[nest]]
+strategy = "genetic"
+population = 4
+generations = 2
+tunes = {sigma = {kind = "log", low = 0.05, high = 1.0}}
+[[nest]]
+population = 5
+generations = 1
+prior = false
+""")
+    top = run("three.toml", name="top")
+    assert [c["name"] for c in top.record["task"]["space"]] == ["strategy.sigma"]
+    for name, strategy, population in (("top-deployed", "cma_es", 5), ("top-deployed-deployed", "genetic", 4)):
+        assert cli("deploy", f"runs/{name.removesuffix('-deployed')}").code == 0
+        found = evometa.open(f"runs/{name}").record["strategy"]
+        assert (found["name"], found["population"]) == (strategy, population)
+    said = cli("run", "three.toml", "--set", "levels=2")
+    one_line(said, 4, "one table for all levels below the top, or 1 for 2 levels, got 2")
 
 
 def test_what_levels_get_wrong(folder):

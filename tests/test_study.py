@@ -399,3 +399,66 @@ def test_compare_takes_a_study_for_its_runs(copy, done):
     assert said.code == 0, said.err
     shown = {row["arm"]: row["difference"] for row in said.data["differences"]}
     assert shown == {row["arm"]: row["difference"] for row in done[1]["results"]["differences"]}
+
+
+def test_a_domain_apart_is_shown_and_never_averaged(place, compile_cache):
+    write(place, STUDY.replace('name = "q"', 'name = "q"\napart = ["d4"]\nfamilies = "kin"'))
+    said = cli("study", "q.toml", "--json")
+    assert said.code == 0, said.err
+    results, apart = said.data["results"], said.data["apart"]
+    assert [row["domain"] for row in results["domains"]] == ["d3", "d5"]
+    assert {row["domain"] for row in apart} == {"d4"} and {"main", "baseline"} <= {row["arm"] for row in apart}
+    main = next(row for row in apart if row["arm"] == "main")
+    assert main["difference"] < 0 and main["low"] <= main["difference"] <= main["high"]
+    lost = [
+        [row["loss"] for row in Archive(place / "runs" / "q" / f"main-s{seed}").judgements().to_pylist() if wanted(row)]
+        for seed in (0, 1)
+    ]
+    mean = next(row for row in results["arms"] if row["arm"] == "main")["queries"]["away"]["mean"]
+    assert mean == pytest.approx(np.mean(lost)), "the others alone"
+    assert "SHOWN APART" in cli("study", "q.toml").out
+
+
+def wanted(row):
+    return row["phase"] == "test" and row["label"] == "champion" and row["query"] == "away" and row["domain"] != "d4"
+
+
+@pytest.mark.parametrize(
+    ("line", "fragments"),
+    [
+        ('apart = ["d9"]', ("apart: no test domain is called 'd9'", "d3, d4, d5")),
+        ('apart = ["d3", "d4", "d5"]', ("at least one test domain that is averaged",)),
+        ("evaluations = 10", ("10 do not divide into generations of 4", "Try 8")),
+    ],
+)
+def test_domains_apart_and_budgets_that_cannot_be(place, line, fragments):
+    write(place, STUDY.replace('name = "q"', f'name = "q"\n{line}'))
+    one_line(cli("study", "q.toml"), 4, "q.toml:", *fragments)
+
+
+def test_a_budget_sets_the_generations_of_every_arm(place, compile_cache):
+    write(place, STUDY.replace('name = "q"', 'name = "q"\nevaluations = 12'))
+    said = cli("study", "q.toml", "--json")
+    assert said.code == 0, said.err
+    used = {row["arm"]: row["evaluations"] for row in said.data["results"]["budgets"]}
+    assert used["main"] == used["random"] == [12, 12] and used["nothing"] == [1, 1]
+
+
+def test_a_session_serves_every_seed(place, compile_cache):
+    """What a study traces once per arm gives what a run of its own gives."""
+    from evometa import api
+    from evometa.session import prepare, reseeded
+    from evometa.spec import build
+
+    (place / "ridge.py").write_text(RIDGE)
+    values = {"task": "ridge.py", "population": 4, "generations": 3}
+    first = prepare(build({**values, "seed": 0}))
+    spec = build({**values, "seed": 5})
+    shared = api.begin(spec, place / "a", session=reseeded(first, spec))
+    alone = api.begin(spec, place / "b")
+    tables = [run.lineage(["genome", "scores", "seed"]) for run in (shared, alone)]
+    assert tables[0].equals(tables[1]) and shared.record == {**alone.record}
+    assert shared.champion.genome.tobytes() == alone.champion.genome.tobytes()
+    api.resume(shared.path, generations=4)
+    with pytest.raises(ValueError, match="more than their seed"):
+        reseeded(first, build({**values, "population": 8}))
