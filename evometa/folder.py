@@ -140,7 +140,7 @@ def compare(recorded: dict[str, Any], now: dict[str, Any]) -> None:
         if part == "versions":
             was, is_ = ({k: v for k, v in (x or {}).items() if k != "python"} for x in (was, is_))
         if was != is_:
-            where, a, b = _first_difference(part, was, is_)
+            where, a, b = first_difference(part, was, is_)
             what = "its code" if where in ("task.code", "strategy.code") else f"{where}: was {a}, is {b}"
             raise ResumeMismatch(
                 f"{text} changed since the run started ({what}). Put it back, or start a fork with:"
@@ -148,9 +148,10 @@ def compare(recorded: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def _first_difference(path: str, was: Any, is_: Any) -> tuple[str, str, str]:
+def first_difference(path: str, was: Any, is_: Any) -> tuple[str, str, str]:
+    """The first place, below `path`, where two records differ, with both values as text."""
     if isinstance(was, dict) and isinstance(is_, dict):
         for key in sorted({*was, *is_}):
             if was.get(key) != is_.get(key):
-                return _first_difference(f"{path}.{key}", was.get(key), is_.get(key))
+                return first_difference(f"{path}.{key}", was.get(key), is_.get(key))
     return path, json.dumps(was)[:60], json.dumps(is_)[:60]

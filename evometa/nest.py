@@ -56,11 +56,11 @@ def nest(
     Raises `ConfigError` for a lower domain that is unknown or used by two levels, a level without domains, a task
     with several objectives, and an outer space without columns.
     """
-    if len(task.objectives) > 1:
+    objective, *more = task.objectives
+    if more:
         raise ConfigError(f"nest: expected a task with one objective, {task.name!r} has {len(task.objectives)}")
     if task.runs == "command":
         raise ConfigError(f"nest: expected a JAX or Python task, {task.name!r} is made of commands")
-    objective = task.objectives[0]
     scored = objective.query.split("@")[0]
     query = judged_on or scored
     check_worlds(task, worlds, split, separate_query=query != scored)

@@ -90,8 +90,8 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
     cannot give the plan.
     """
     spare_threads()
-    task = _task(spec, base)
-    strategy = _strategy(spec, task, base)
+    task = task_of(spec, base)
+    strategy = strategy_of(spec, task, base)
     if len(task.objectives) > strategy.objectives:
         raise ConfigError(
             f"strategy {spec.strategy!r} weighs {strategy.objectives} objective(s), the task has"
@@ -125,13 +125,15 @@ def reseeded(session: Session, spec: Spec) -> Session:
     return replace(session, spec=spec, loop=session.loop.with_seed(spec.seed), identity=identity)
 
 
-def _strategy(spec: Spec, task: Task, base: Path) -> Strategy:
+def strategy_of(spec: Spec, task: Task, base: Path) -> Strategy:
+    """The strategy that searches a spec's task."""
     if spec.levels == 0:  # no meta level: the baseline is all there is
         return load_strategy("static", task.space, None)
     return load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options, base)
 
 
-def _task(spec: Spec, base: Path) -> Task:
+def task_of(spec: Spec, base: Path) -> Task:
+    """The task that a spec searches: its split, objective, held columns and levels applied; loads no data."""
     task = load_task(spec.task, spec.task_options, base) if isinstance(spec.task, str) else task_from_table(spec.task)
     if task.runs == "command":
         # Where the run was started, as far as that folder is still there: a project may have been moved.

@@ -161,7 +161,7 @@ def build(values: Mapping[str, Any], source: Path | None = None) -> Spec:
     try:
         spec = Spec(**values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from None
+        raise ConfigError(explain(error, source)) from None
     if isinstance(spec.task, dict):
         check_task_table(spec.task, source)
     return spec
@@ -175,7 +175,7 @@ def check_task_table(table: Mapping[str, Any], source: Path | None = None) -> Ta
     try:
         return TaskTable.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source, ("task",))) from None
+        raise ConfigError(explain(error, source, ("task",))) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -228,14 +228,15 @@ _MEMBERS = (
 )
 
 
-def _explain(error: ValidationError, source: Path | None, under: tuple[str, ...] = ()) -> str:
+def explain(error: ValidationError, source: Path | None, under: tuple[str, ...] = ()) -> str:
+    """What is wrong, as one line with its place in the file and the nearest key."""
     # A key that nobody knows before one that is missing: it may be the same, with a typo.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     # A union reports the member that failed; the key is what the user typed.
     steps = [str(step) for step in first["loc"] if not (isinstance(step, int) and first["loc"][0] == "nest")]
     path = [*under, *(step for step in steps if step not in _MEMBERS)]
     key = ".".join(path)
-    where = f"{source}:{_line_of(source, path)}: " if source else ""
+    where = f"{source}:{line_of(source, path)}: " if source else ""
     if first["type"] == "extra_forbidden":
         fields = _table_of(path[:-1]).model_fields
         return f"{where}unknown key {key!r}.{did_you_mean(path[-1], fields)} Known: {', '.join(fields)}"
@@ -258,7 +259,7 @@ def _table_of(path: list[str]) -> type[BaseModel]:
     return models.get(".".join(path), Spec)
 
 
-def _line_of(source: Path, path: list[str]) -> int:
+def line_of(source: Path, path: list[str]) -> int:
     """Line of the key in a TOML file, or of the table around it, as well as a text search can tell; else 1."""
     table: list[str] = []
     best, depth = 1, 0

@@ -200,13 +200,13 @@ def _task_of(spec: Spec, tasks: dict[str, Task]) -> Task:
     """The task that a spec searches, made once; nothing of its data is loaded."""
     key = canonical({k: v for k, v in spec.identity().items() if k not in ("strategy", "strategy_options", "seed")})
     if key not in tasks:
-        tasks[key] = session._task(spec, Path())
+        tasks[key] = session.task_of(spec, Path())
     return tasks[key]
 
 
 def _population(spec: Spec, arm: str, source: Source, tasks: dict[str, Task]) -> int:
     try:
-        return session._strategy(spec, _task_of(spec, tasks), Path()).population
+        return session.strategy_of(spec, _task_of(spec, tasks), Path()).population
     except EvometaError as error:
         raise type(error)(f"{source.where('arms', arm)}arm {arm!r}: {error}") from None
 

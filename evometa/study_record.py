@@ -39,7 +39,7 @@ def keep(path: Path, record: Mapping[str, Any]) -> bool:
     if is_study(path):
         was = read(path)
         if was["study"] != now["study"]:
-            where, a, b = folder._first_difference("", was["study"], now["study"])
+            where, a, b = folder.first_difference("", was["study"], now["study"])
             raise ResumeMismatch(
                 f"the study in {path} was another one ({where.lstrip('.')}: was {a}, is {b}). Put it back, or give"
                 ' the new one a name of its own: name = "..."'

@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from evometa.contract import NAME
 from evometa.errors import ConfigError, NotFound, did_you_mean
-from evometa.spec import _explain, _line_of, read_toml
+from evometa.spec import explain as explain_run
+from evometa.spec import line_of, read_toml
 
 # Keys of an arm that are the study's; all others are those of a run's spec.
 ARM_KEYS = ("control", "budget", "why", "deploy", "oracle")
@@ -121,7 +122,7 @@ class Source(NamedTuple):
 
     def where(self, *keys: str) -> str:
         """`FILE:LINE: ` of the key, or of the table around it."""
-        return f"{self.path}:{_line_of(self.path, list(keys))}: "
+        return f"{self.path}:{line_of(self.path, list(keys))}: "
 
     def error(self, keys: tuple[str, ...], text: str) -> ConfigError:
         """The error about a key, with its line."""
@@ -170,7 +171,7 @@ def explain(error: ValidationError, source: Source, arm: str) -> ConfigError:
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     keys = [str(step) for step in first["loc"]][:2]
     in_arm = keys and keys[0] in source.raw["arms"].get(arm, {})
-    return source.error(("arms", arm, *keys) if in_arm else ("base", *keys), f"arm {arm!r}: {_explain(error, None)}")
+    return source.error(("arms", arm, *keys) if in_arm else ("base", *keys), f"arm {arm!r}: {explain_run(error, None)}")
 
 
 def _checked(values: Mapping[str, Any], source: Source) -> StudySpec:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from evometa.reports.tables import Rows, interval_text, table
-from evometa.reports.tables import _cell as text_of
+from evometa.reports.tables import cell_text as text_of
 
 
 class Section(NamedTuple):

@@ -24,7 +24,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "(nothing)"
     names = list(dict.fromkeys(name for row in rows for name in row))
-    texts = [[_cell(row.get(name)) for name in names] for row in rows]
+    texts = [[cell_text(row.get(name)) for name in names] for row in rows]
     widths = [max(len(name), *(len(line[i]) for line in texts)) for i, name in enumerate(names)]
     right = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
 
@@ -35,7 +35,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([line(names), line(["-" * w for w in widths]), *map(line, texts)])
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value as it stands in a table."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -183,11 +184,11 @@ def report_text(data: Mapping[str, Any]) -> str:
         lines.append(f"champion    {who} ({best['label']})")
         base = "" if best["baseline"] is None else f", baseline {best['baseline']:.4f}"
         lines.append(f"validation  promises {best['validation']:.4f}{base} on {', '.join(best['domains'])}")
-        lines += [f"  {name} = {_cell(value)}" for name, value in best["params"].items()]
+        lines += [f"  {name} = {cell_text(value)}" for name, value in best["params"].items()]
     for opening in data["openings"]:
         o = opening["overall"]
         lines.append(
-            f"opening {opening['opening']}   difference {_cell(o['difference'])} {interval_text(o['low'], o['high'])},"
+            f"opening {opening['opening']}   difference {cell_text(o['difference'])} {interval_text(o['low'], o['high'])},"
             f" {o['estimand']}, unit {o['unit']}{_looks(opening['looks'])}"
         )
     by_count: dict[int | None, list[str]] = defaultdict(list)
@@ -223,9 +224,7 @@ def opening_table(result: Mapping[str, Any]) -> str:
         for row in result["domains"]
     ]
     o = result["overall"]
-    words = (
-        f"overall {_cell(o['difference'])} {interval_text(o['low'], o['high'])} ({o['estimand']}; unit: {o['unit']})"
-    )
+    words = f"overall {cell_text(o['difference'])} {interval_text(o['low'], o['high'])} ({o['estimand']}; unit: {o['unit']})"
     head = (
         f"{result['run']}, opening {result['opening']}, {result['seeds']} seeds;"
         " difference = champion - baseline, negative is better"
@@ -303,9 +302,9 @@ def candidate_text(row: Mapping[str, Any], replay: Mapping[str, Any] | None) -> 
     parents = ", ".join(f"{p['generation']}:{p['index']}" for p in row["parents"]) or "none"
     lines = [
         f"candidate {row['generation']}:{row['index']} of {row['run']}",
-        f"fitness   {_cell(row['fitness'])}  ({row['failure']}{': ' + row['message'] if row['message'] else ''})",
+        f"fitness   {cell_text(row['fitness'])}  ({row['failure']}{': ' + row['message'] if row['message'] else ''})",
         f"made by   {row['operator']}, parents {parents}",
-        *[f"  {name} = {_cell(value)}" for name, value in {**row["params"], **row["choices"]}.items()],
+        *[f"  {name} = {cell_text(value)}" for name, value in {**row["params"], **row["choices"]}.items()],
     ]
     if row["text"]:
         lines.append(f"formula   {row['text']}")
@@ -313,7 +312,7 @@ def candidate_text(row: Mapping[str, Any], replay: Mapping[str, Any] | None) -> 
     lines += ["", table(scores)]
     if replay is not None:
         verdict = "the same to the bit" if replay["equal"] else f"DIFFERENT in {len(replay['differing'])} cells"
-        lines += ["", f"replayed: fitness {_cell(replay['replayed'])}, {verdict}"]
+        lines += ["", f"replayed: fitness {cell_text(replay['replayed'])}, {verdict}"]
         if replay["differing"]:
             lines.append(table(replay["differing"]))
     return "\n".join(lines)
