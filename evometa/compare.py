@@ -69,8 +69,8 @@ class _Run(NamedTuple):
         return self.record["seed"]
 
 
-def load(paths: Sequence[Path | str], names: Sequence[str | None] | None = None) -> Loaded:
-    """The test judgements of opened runs as arms, from the newest opening that all of them have.
+def load(paths: Sequence[Path | str], names: Sequence[str | None] | None = None, number: int | None = None) -> Loaded:
+    """The test judgements of opened runs as arms, from opening `number`, by default the newest that all of them have.
 
     `names`: the arm of each path; for those without one, runs whose specs differ only in the seed are one arm,
     called by the shortest difference between the specs.
@@ -82,7 +82,7 @@ def load(paths: Sequence[Path | str], names: Sequence[str | None] | None = None)
         raise UsageError("expected at least one run. Type: evometa runs")
     runs = [_read(Path(path), order) for order, path in enumerate(paths)]
     labels = label(paths, names)
-    number = _common_opening(runs)
+    number = _common_opening(runs, number)
     domains = tuple(runs[0].openings[number]["domains"])
     seeds = min(run.openings[number]["seeds"] for run in runs)
     notes = []
@@ -121,7 +121,7 @@ def _read(path: Path, order: int) -> _Run:
     return _Run(path, record, openings, order)
 
 
-def _common_opening(runs: Sequence[_Run]) -> int:
+def _common_opening(runs: Sequence[_Run], wanted: int | None) -> int:
     common = set.intersection(*[set(run.openings) for run in runs])
     if not common:
         fewest = min(runs, key=lambda run: max(run.openings))
@@ -129,7 +129,7 @@ def _common_opening(runs: Sequence[_Run]) -> int:
             f"the runs have no opening in common; {fewest.path.name} has {len(fewest.openings)}."
             f" Type: evometa unseal {fewest.path}"
         )
-    number = max(common)
+    number = wanted if wanted is not None and wanted in common else max(common)
     first = set(runs[0].openings[number]["domains"])
     for run in runs[1:]:
         other = set(run.openings[number]["domains"])
@@ -226,7 +226,8 @@ def _looks(runs: Sequence[_Run], number: int, domains: Sequence[str], notes: lis
             raise EvometaError(f"domain {name!r} held other data when these runs were opened: they cannot be compared")
         if len(digests) > 1:
             varied.append(name)
-        seen = {ledger.look(entry) for entry in entries if digests & set(ledger.data(entry).values())}
+        made_of = {entry["sources"][name] for entry in mine if name in entry.get("sources", {})}
+        seen = {ledger.look(entry) for entry in entries if (digests | made_of) & ledger.words(entry)}
         looks[name] = len(seen) or None
     if varied:
         notes.append(f"the arms' tasks hold different data under one name, opened together: {', '.join(varied)}")

@@ -27,13 +27,16 @@ class Domain:
 
     Each is a pytree of arrays (JAX tasks), any object (Python tasks) or a path (command tasks), or a
     function without arguments that returns one. Usual query names: `home` (held out, same
-    distribution) and `away` (shifted). `tags` describe the domain (language, family, width ...).
+    distribution) and `away` (shifted). `tags` describe the domain (language, family, width ...); `data` among them
+    names what it is made of, where several domains are made of the same. `sealed`: for `test` alone, whatever
+    split a run asks for.
     """
 
     name: str
     support: Any
     queries: Mapping[str, Any]
     tags: Mapping[str, str] = field(default_factory=dict)
+    sealed: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -354,7 +357,8 @@ def _check_task(task: Task) -> None:
     if len(set(names)) < len(names):
         raise ConfigError(f"{where}: two domains have the same name: {names}")
     for name in (*task.split.train, *task.split.validation, *task.split.test):
-        task.domain(name)
+        if task.domain(name).sealed and name not in task.split.test:
+            raise ConfigError(f"{where}: domain {name!r} is sealed: it can be a test domain and nothing else")
     for objective in task.objectives:
         if "@" in objective.query and objective.query not in task.query_names:
             known = task.query_names

@@ -183,18 +183,18 @@ def _domain(task: Task, label: str, world: World, host: bool) -> Domain:
     tags = {"support": ",".join(world.support), "query": ",".join(judged)}
     if len(judged) == 1:
         tags = {**task.domain(judged[0]).tags, **tags}
+    sealed = any(task.domain(name).sealed for name in (*world.support, *judged))
     names = list(dict.fromkeys(query for name in judged for query in task.domain(name).queries))
     if host:
         queries = {query: partial(_host_query, task, query, judged) for query in names}
-        return Domain(label, partial(_host_support, task, world.support), queries, tags)
+        return Domain(label, partial(_host_support, task, world.support), queries, tags, sealed)
     queries = {query: partial(_query, task, label, query, judged) for query in names}
-    return Domain(label, partial(_support, task, label, world.support), queries, tags)
+    return Domain(label, partial(_support, task, label, world.support), queries, tags, sealed)
 
 
 def _load(task: Task, name: str) -> Loaded:
     # The outer domain's own role says whether it may be loaded; below it, roles mean nothing.
-    open_ = task.with_(split=Split((name,)))
-    return datasets.load(open_, (name,))[0]
+    return datasets.read(task, task.domain(name), "train")
 
 
 def _words(names: Sequence[str]) -> Any:

@@ -69,7 +69,9 @@ def conduct(study: Study, out: Path, watch: Watches, again: str = "evometa study
 def report(study: Study, path: Path) -> dict[str, Any]:
     """Everything a report shows, from the folder of a finished study, as plain data."""
     paths, labels = study_record.arms_of(path)
-    loaded = compare.load(paths, labels)
+    # The study's own opening: what somebody looked at later is another look.
+    own = _opened([path / run.judged for run in study.runs if not run.variant.oracle])
+    loaded = compare.load(paths, labels, own)
     query = study.spec.query or loaded.query
     apart = _apart(loaded, study, query)
     loaded = compare.restricted(loaded, [name for name in loaded.domains if name not in study.spec.apart])
@@ -78,7 +80,11 @@ def report(study: Study, path: Path) -> dict[str, Any]:
     seen = _seen_before(path, study)
     for row in results["domains"]:  # the oracles' own looks are told apart
         row["looks"] = None if row["looks"] is None else row["looks"] - _oracle_looks(path, study, row["domain"])
-    upper = [(path / run.name, run.variant.label) for run in study.runs if run.judged != run.name]
+    upper = [
+        (path / f"{run.name}{'-deployed' * below}", run.variant.label)
+        for run in study.runs
+        for below in range(run.spec.levels - 1)
+    ]
     return {
         "study": study.name,
         "path": str(path),
@@ -119,11 +125,9 @@ def _carry(path: Path, run: Planned, progress: str, watch: Watches, sessions: _S
     name, deploy = run.name, run.variant.own.deploy
     for _ in range(1, run.spec.levels):
         upper = path / name
-        spec = deployed_spec(
-            upper,
-            generations=deploy.generations if deploy else None,
-            population=deploy.population if deploy else None,
-        )
+        spec = deployed_spec(upper)
+        if deploy is not None and spec.levels == 1:
+            spec = deployed_spec(upper, generations=deploy.generations, population=deploy.population)
         name = f"{name}-deployed"
         below = spec.model_copy(update={"name": name})
         _run(path, name, lambda below=below: below, below.generations, f"{progress}: {name}", watch, sessions)
@@ -230,7 +234,11 @@ def _enter_use(path: Path, plain: Sequence[Planned], oracles: Sequence[Planned],
     entries = ledger.read(root)
     if any(entry.get("announced") == word for entry in entries):
         return
-    opened = next(entry for entry in entries if entry.get("announced") == announced)
+    opened = next((entry for entry in entries if entry.get("announced") == announced), None)
+    if opened is None:
+        raise EvometaError(
+            f"the ledger {ledger.FILE} of opening {opening} is not in {root}. Put it back beside the study"
+        )
     same = {name: opened[name] for name in ("opening", "data_digest", "domains")}
     ledger.append(root, {"runs": [r.name for r in oracles], **same, "seeds": 0, "use": "search", "announced": word})
 
@@ -271,12 +279,17 @@ def _apart(loaded: compare.Loaded, study: Study, query: str) -> list[dict[str, A
     return rows
 
 
-def _seen_before(path: Path, study: Study) -> dict[str, int]:
-    """Test domain -> looks at its data before this study's; domains that a task marks as opened count as one."""
+def _seen_before(path: Path, study: Study) -> dict[str, int] | None:
+    """Test domain -> looks at its data before this study's; domains that a task marks as opened count as one.
+
+    None where the ledger of the study's opening is gone.
+    """
     plain = [path / run.judged for run in study.runs if not run.variant.oracle]
     opening = _opened(plain)
     assert opening is not None
     seen = ledger.before(ledger.root(plain[0]), _announced(plain, opening))
+    if seen is None:
+        return None
     for name in study.task.split.test:
         if study.task.domain(name).tags.get("opened") == "before":
             seen[name] = max(1, seen.get(name, 0))
@@ -294,13 +307,19 @@ def _oracle_looks(path: Path, study: Study, domain: str) -> int:
     return sum(tuple(word) in found for word in own)
 
 
-def _verdict(study: Study, arms: dict[str, Arm], query: str, seen: dict[str, int]) -> dict[str, Any] | None:
+def _verdict(study: Study, arms: dict[str, Arm], query: str, seen: dict[str, int] | None) -> dict[str, Any] | None:
     if study.rule is None:
         return None
     found = evaluate(study.rule, arms, query, study.sweeps).to_json()
     strict = study.spec.verdict is not None and not study.spec.verdict.allow_opened
     found["declared"] = study.spec.verdict is not None
-    if strict and seen and found["outcome"] == CONFIRMED:
+    if strict and seen is None and found["outcome"] == CONFIRMED:
+        found["outcome"] = UNDECIDED
+        found["why"] = (
+            f"every confirming claim holds, but the ledger {ledger.FILE} of the opening is not beside the study: nobody"
+            " can tell who had looked before. Put it back"
+        )
+    elif strict and seen and found["outcome"] == CONFIRMED:
         found["outcome"] = UNDECIDED
         found["why"] = (
             f"every confirming claim holds, but {', '.join(seen)} had been opened before: what was seen cannot confirm."

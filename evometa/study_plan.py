@@ -111,6 +111,9 @@ def plan(path: Path, profile: str | None = None) -> Study:
     for oracle in (False, True):
         chosen = [variant for variant in variants if variant.oracle == oracle]
         runs += [_planned(variant, seed) for seed in seeds for variant in chosen]
+    names = [run.name for run in runs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise source.error(("sweep",), f"two runs would be called {twice!r}. Leave out the value that is there twice")
     first = _task_of(variants[0].spec, tasks)
     _check_domains(spec, variants, tasks, source)
     sweeps = _sweeps(variants)
@@ -123,6 +126,14 @@ def plan(path: Path, profile: str | None = None) -> Study:
 
 def check_budgets(study: Study, used: Mapping[str, int]) -> None:
     """Raise `ConfigError` naming two arms whose runs do not use the same, at the same values of the sweep."""
+    for variant in study.variants:
+        if variant.outer_evaluations and variant.own.budget == "equal":
+            raise study.source.error(
+                ("arms", variant.arm),
+                f"unequal budgets: arm {variant.label!r} of {variant.spec.levels} levels runs"
+                f" {variant.outer_evaluations}"
+                ' searches above the one that is compared. Say budget = "free" and why = "..." in the arm',
+            )
     matched = [v for v in study.variants if v.label in used and v.searches and v.own.budget == "equal"]
     for i, variant in enumerate(matched):
         for other in matched[:i]:
@@ -176,8 +187,8 @@ def _variants(name: str, arm: ArmSpec, spec: StudySpec, source: Source, tasks: d
 
 def _generations(evaluations: int, spec: Spec, population: int, arm: str, source: Source) -> int:
     """How many generations the study's budget makes of an arm's population."""
-    if spec.levels == 0 or spec.strategy == "static":
-        return spec.generations
+    if spec.levels != 1 or spec.strategy == "static":
+        return spec.generations  # of several levels, `deploy` sizes the run that is compared
     if evaluations % population:
         near = max(1, round(evaluations / population)) * population
         raise source.error(
@@ -224,6 +235,15 @@ def _check_domains(spec: StudySpec, variants: Sequence[Variant], tasks: dict[str
             )
     if set(wanted) <= set(spec.apart):
         raise source.error(("apart",), "apart: expected at least one test domain that is averaged, got all apart")
+    for variant in variants:
+        task = _task_of(variant.spec, tasks)
+        copies = [n for n in (*task.split.train, *task.split.validation) if "copy_of" in task.domain(n).tags]
+        if copies and not variant.oracle:
+            raise source.error(
+                ("arms", variant.arm),
+                f"arm {variant.label!r} searches on copies of sealed data ({copies[0]} ...): an oracle."
+                " Say oracle = true",
+            )
     for variant in variants[1:]:
         got = _task_of(variant.spec, tasks).split.test
         if got != wanted:

@@ -13,6 +13,7 @@ from evometa import champion, driver, folder
 from evometa.archives import events, ledger
 from evometa.archives.rows import judgements_table
 from evometa.archives.write import commit
+from evometa.contract import Task
 from evometa.errors import EvometaError, UsageError
 from evometa.evaluate import data as datasets
 from evometa.judging import Judge, Subject, journal_for, judgement_rows
@@ -98,7 +99,8 @@ def _open(
         first = members[0].session()
         loaded = datasets.load(first.task, first.task.split.test, datasets.Opening(number))
         digests = {domain.name: datasets.digest([domain]) for domain in loaded}
-        looks = _look(ledger.root(members[0].path), names, number, digests, seeds, announced)
+        root, sources = ledger.root(members[0].path), _sources(first.task)
+        looks = _look(root, names, number, digests, sources, seeds, announced)
         for equal in _grouped(members, _Opening.task_key):
             session = first if equal[0] is members[0] else equal[0].session()
             judge = Judge(session.task, loaded, session.plan)
@@ -199,17 +201,31 @@ class _Opening:
         return result
 
 
-def _look(root: Path, runs: list[str], number: int, digests: dict[str, str], seeds: int, announced: list[str]) -> int:
+def _sources(task: Task) -> dict[str, str]:
+    """What the test domains are made of, where the task says so: other arrays of the same words are the same data."""
+    tags = {name: task.domain(name).tags for name in task.split.test}
+    return {name: found["data"] for name, found in tags.items() if "data" in found}
+
+
+def _look(
+    root: Path,
+    runs: list[str],
+    number: int,
+    digests: dict[str, str],
+    sources: dict[str, str],
+    seeds: int,
+    announced: list[str],
+) -> int:
     """Enter the opening in the ledger, once for each set of data; returns how many looks at these data that makes.
 
     It is the same look only where the diaries announced it in the same lines: a run that was deleted and made
     again under its name opens the data a second time.
     """
-    wanted, own, looks = set(digests.values()), tuple(announced), set()
+    wanted, own, looks = {*digests.values(), *sources.values()}, tuple(announced), set()
     field = "domains"
     for entry in ledger.read(root):
         data, look = ledger.data(entry), ledger.look(entry)
-        if wanted & set(data.values()):
+        if wanted & ledger.words(entry):
             looks.add(look)
         if look == own and data == digests:
             return len(looks)
@@ -217,6 +233,8 @@ def _look(root: Path, runs: list[str], number: int, digests: dict[str, str], see
             field = "variants"
     whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
     entry = {"runs": runs, "opening": number, "data_digest": whole, field: digests}
+    if sources:
+        entry["sources"] = sources
     ledger.append(root, {**entry, "seeds": seeds, "announced": announced})
     return len(looks | {own})
 

@@ -119,16 +119,17 @@ def test_a_profile_changes_base_seeds_and_arms(place):
 
 
 def test_several_levels_are_matched_by_the_run_that_they_end_in(place):
-    nested = '[arms.nested]\nlevels = 2\nnest = {strategy = "genetic", generations = 2, population = 4}\n'
+    nested = '[arms.nested]\nlevels = 2\nbudget = "free"\nwhy = "a level more"\nnest = {strategy = "genetic", generations = 2, population = 4}\n'
     text = STUDY.partition("[[claims]]")[0] + nested
     (place / "ridge.py").write_text(RIDGE)
     text = text.replace("quad.py:task", "ridge.py")
     found = planned(text)
     assert found["nested"].evaluations == 8 and found["nested"].outer_evaluations == 8
     assert found["main"].outer_evaluations == 0
-    deployed = text + "deploy = {generations = 4, population = 4}\n"
-    with pytest.raises(ConfigError, match="unequal budgets"):
-        planned(deployed)
+    deployed = planned(text + "deploy = {generations = 4, population = 4}\n")
+    assert deployed["nested"].evaluations == 16
+    with pytest.raises(ConfigError, match="unequal budgets: arm 'nested' of 2 levels"):
+        planned(text.replace('budget = "free"\n', ""))
     runs = {run.name: run.judged for run in plan(write(place, text)).runs}
     assert runs["nested-s0"] == "nested-s0-deployed" and runs["main-s0"] == "main-s0"
     with pytest.raises(ConfigError, match="only an arm of two or more levels"):

@@ -193,3 +193,24 @@ def test_a_task_object_runs_without_a_file(tmp_path):
     assert run.params.keys() == {"x"} and run.generations == 2 and run.top(1)[0]["generation"] == 0
     assert np.isclose(run.champion.validation, 4.0)
     assert evometa.resume(run.path, generations=3).generations == 3
+
+
+def test_a_sealed_domain_is_for_the_test_alone():
+    """Whatever split a run asks for: no search and no level may have it."""
+    from evometa.names import strategy_factory
+    from evometa.nest import World, nest
+    from evometa.nest_search import Lower
+
+    domains = [Domain(name, 0.0, {"away": 0.0}, sealed=name == "c") for name in "abc"]
+    made = evometa.task(
+        name="t", space={"x": evometa.real(0, 1)}, domains=domains, split=Split(("a",), ("b",), ("c",)), objective="away",
+        fit=lambda key, candidate, support: candidate["x"], judge=lambda key, learned, query: {"loss": learned},
+    ).build()  # fmt: skip
+    for split in (Split(("c",)), Split(("a",), ("c",))):
+        with pytest.raises(ConfigError, match="domain 'c' is sealed"):
+            made.with_(split=split)
+    lower = Lower(lambda space, **options: strategy_factory("cma_es")(space, population=4, **options), 2)
+    worlds = {"b": World(("a",), ("b",)), "c": World(("a",), ("c",))}
+    assert nest(made, lower, worlds, Split(("b",), (), ("c",))).domain("c").sealed
+    with pytest.raises(ConfigError, match="domain 'c' is sealed"):
+        nest(made, lower, worlds, Split(("c",)))

@@ -16,6 +16,7 @@ from study_samples import STUDY, write
 from test_kill import wait_for
 
 import evometa
+import evometa.study
 from evometa.archives import events, ledger
 from evometa.archives.read import Archive
 
@@ -364,6 +365,8 @@ generations = 2
 
 [arms.nested]
 levels = 2
+budget = "free"
+why = "a level more"
 nest = {strategy = "random_search", tunes = {}, generations = 3, population = 3}
 deploy = {generations = 2, population = 4}
 """
@@ -398,7 +401,8 @@ def test_compare_takes_a_study_for_its_runs(copy, done):
     said = cli("compare", "runs/q", "--json")
     assert said.code == 0, said.err
     shown = {row["arm"]: row["difference"] for row in said.data["differences"]}
-    assert shown == {row["arm"]: row["difference"] for row in done[1]["results"]["differences"]}
+    wanted = {row["arm"]: row["difference"] for row in done[1]["results"]["differences"]}
+    assert shown == pytest.approx(wanted, rel=1e-12)  # sums over the same numbers, in another order in memory
 
 
 def test_a_domain_apart_is_shown_and_never_averaged(place, compile_cache):
@@ -462,3 +466,58 @@ def test_a_session_serves_every_seed(place, compile_cache):
     api.resume(shared.path, generations=4)
     with pytest.raises(ValueError, match="more than their seed"):
         reseeded(first, build({**values, "population": 8}))
+
+
+def test_a_later_look_never_replaces_the_studys_own(copy, done):
+    """What somebody opens afterwards is another look: the verdict stays with the first."""
+    for run in (copy / "runs" / "q").glob("*-s?"):
+        assert cli("unseal", run).code == 0
+    again = cli("study", "q.toml", "--json")
+    assert again.code == 0, again.err
+    assert again.data["results"]["opening"] == 1
+    assert again.data["results"]["differences"] == done[1]["results"]["differences"]
+
+
+def test_without_the_ledger_nothing_is_confirmed(copy):
+    """An oracle's use of the data could not be entered, and who looked before could not be told."""
+    from evometa.study import _verdict
+    from evometa.study_plan import plan
+
+    study = plan(copy / "q.toml")
+    arms = evometa.study.compare.load(*evometa.study.study_record.arms_of(copy / "runs" / "q")).arms
+    assert _verdict(study, arms, "away", {})["outcome"] == "confirmed"
+    assert "not beside the study" in _verdict(study, arms, "away", None)["why"]
+    assert _verdict(study, arms, "away", None)["outcome"] == "undecided"
+    (copy / "runs" / "openings.jsonl").unlink()
+    one_line(cli("study", "q.toml"), 1, "the ledger openings.jsonl", "Put it back beside the study")
+
+
+def test_the_same_words_are_the_same_data_whatever_is_made_of_them(place):
+    """A task that names what its domains are made of is known by it, also where the arrays differ."""
+    from evometa.archives import ledger
+
+    line = {"data_digest": "x", "seeds": 10}
+    ledger.append(place, {**line, "domains": {"a": "1"}, "sources": {"a": "list/a"}, "announced": ["first"]})
+    ledger.append(place, {**line, "domains": {"a": "2"}, "sources": {"a": "list/a"}, "announced": ["second"]})
+    ledger.append(place, {**line, "domains": {"a": "3"}, "announced": ["third"]})
+    assert ledger.before(place, ["first"]) == {}
+    assert ledger.before(place, ["second"]) == {"a": 1}
+    assert ledger.before(place, ["third"]) == {}
+    assert ledger.before(place, ["nobody"]) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fragments"),
+    [
+        ("[arms.main]", '[sweep]\n"task_options.wide" = [1.0, 1.0]\n[arms.main]', ("two runs would be called",)),
+        ("[arms.random]", '[arms.c]\ntask_options = {control = "copied"}\n[arms.random]', ("searches on copies",)),
+        ("[arms.random]", "[arms.deep]\nlevels = 2\n[arms.random]", ("unequal budgets", "of 2 levels", "free")),
+    ],
+)
+def test_what_would_spoil_a_study_is_refused(place, old, new, fragments):
+    path = write(place, STUDY.replace(old, new))
+    quad = (place / "quad.py").read_text()
+    quad = quad.replace('if control == "oracle":', 'if control in ("oracle", "copied"):')
+    kin = '{"kin": "odd" if n % 2 else "even"}'
+    (place / "quad.py").write_text(quad.replace(kin, kin[:-1] + ', **({"copy_of": name[:2]} if "-" in name else {})}'))
+    one_line(cli("study", path), 4, "q.toml:", *fragments)

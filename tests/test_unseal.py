@@ -377,7 +377,7 @@ def test_the_ledger_of_a_run_in_a_study_is_beside_the_study(tmp_path):
     assert ledger.root(run) == tmp_path / "runs/study"
     (run.parent / ledger.STUDY).write_text("{}")
     assert ledger.root(run) == tmp_path / "runs" == ledger.root(tmp_path / "runs/alone")
-    assert ledger.before(tmp_path / "runs", ["nobody"]) == {}
+    assert ledger.before(tmp_path / "runs", ["nobody"]) is None
 
 
 def test_another_champion_makes_it_another_look(copies, monkeypatch):

@@ -1,8 +1,8 @@
 """Who looked at which sealed data, `openings.jsonl` beside the runs: a second look is a second look in any run.
 
 The file is chained like a run's events, and several processes may add to it. A line holds `domains`, the digest of
-each domain's data. Where runs that are opened together hold different data under one domain's name, the further
-digests come in lines of the same look, under `variants`.
+each domain's data, and `sources`, where a task says what they are made of. Where runs that are opened together hold
+different data under one domain's name, the further digests come in lines of the same look, under `variants`.
 """
 
 from __future__ import annotations
@@ -46,25 +46,32 @@ def data(entry: Mapping[str, Any]) -> dict[str, str]:
     return entry.get("domains") or entry.get("variants") or {}
 
 
+def words(entry: Mapping[str, Any]) -> set[str]:
+    """Everything that tells what a line opened: digests of arrays, and the sources that tasks name (`tags["data"]`)."""
+    return set(data(entry).values()) | set(entry.get("sources", {}).values())
+
+
 def look(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """What tells one look from another: several lines may be of one look."""
     return tuple(entry.get("announced") or (entry["hash"],))
 
 
-def before(root: Path, announced: Sequence[str]) -> dict[str, int]:
+def before(root: Path, announced: Sequence[str]) -> dict[str, int] | None:
     """Domain -> how many looks at its data came before the one whose diary lines are `announced`.
 
-    Domains whose data nobody had seen are left out.
+    Domains whose data nobody had seen are left out. None where the ledger does not know of that look: it was removed,
+    and nothing can be said.
     """
     entries, own = read(root), tuple(announced)
     mine = [entry for entry in entries if look(entry) == own]
     if not mine:
-        return {}
+        return None
     earlier = entries[: entries.index(mine[0])]
     out: dict[str, int] = {}
     for name in dict.fromkeys(name for entry in mine for name in data(entry)):
-        digests = {data(entry)[name] for entry in mine if name in data(entry)}
-        looks = {look(entry) for entry in earlier if digests & set(data(entry).values())}
+        own_words = {data(entry)[name] for entry in mine if name in data(entry)}
+        own_words |= {entry["sources"][name] for entry in mine if name in entry.get("sources", {})}
+        looks = {look(entry) for entry in earlier if own_words & words(entry)}
         if looks:
             out[name] = len(looks)
     return out

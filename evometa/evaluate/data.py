@@ -51,11 +51,13 @@ def load(task: Task, names: Sequence[str], opening: Opening | None = None) -> tu
             raise EvometaError(
                 f"domain {name!r} is sealed: only `evometa unseal RUN` opens test domains, and records it"
             )
-        loaded.append(_load(task, domain, role))
+        loaded.append(read(task, domain, role))
     return tuple(loaded)
 
 
-def _load(task: Task, domain: Domain, role: str) -> Loaded:
+def read(task: Task, domain: Domain, role: str) -> Loaded:
+    """One domain's data, for a caller that has seen to it that they may be read: `load`, or a world of a nested task,
+    whose own role was checked."""
     try:
         support = domain.support() if callable(domain.support) else domain.support
         queries = {name: query() if callable(query) else query for name, query in domain.queries.items()}

@@ -142,7 +142,9 @@ def _arms(data: Mapping[str, Any]) -> Section:
             f"{', '.join(oracles)}: searched on the test domains' own data, after the opening; the ledger counts it"
             " as looks, the table of domains does not. A bound, not a method."
         )
-    seen = data["opened_before"]
+    seen = data["opened_before"] or {}
+    if data["opened_before"] is None:
+        words.append("The ledger of the opening is not beside the study: who had looked before is not known.")
     if seen:
         shown = ", ".join(f"{name} ({looks} look{'s' * (looks != 1)})" for name, looks in seen.items())
         words.append(f"Opened before this study: {shown}. What was seen cannot confirm.")

@@ -188,7 +188,8 @@ def report_text(data: Mapping[str, Any]) -> str:
     for opening in data["openings"]:
         o = opening["overall"]
         lines.append(
-            f"opening {opening['opening']}   difference {cell_text(o['difference'])} {interval_text(o['low'], o['high'])},"
+            f"opening {opening['opening']}   difference {cell_text(o['difference'])}"
+            f" {interval_text(o['low'], o['high'])},"
             f" {o['estimand']}, unit {o['unit']}{_looks(opening['looks'])}"
         )
     by_count: dict[int | None, list[str]] = defaultdict(list)
@@ -224,7 +225,8 @@ def opening_table(result: Mapping[str, Any]) -> str:
         for row in result["domains"]
     ]
     o = result["overall"]
-    words = f"overall {cell_text(o['difference'])} {interval_text(o['low'], o['high'])} ({o['estimand']}; unit: {o['unit']})"
+    interval = interval_text(o["low"], o["high"])
+    words = f"overall {cell_text(o['difference'])} {interval} ({o['estimand']}; unit: {o['unit']})"
     head = (
         f"{result['run']}, opening {result['opening']}, {result['seeds']} seeds;"
         " difference = champion - baseline, negative is better"

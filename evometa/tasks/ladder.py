@@ -157,9 +157,13 @@ def _domain(place: _Place, world: _World) -> Domain:
     queries = {name: partial(_query, place, name, world) for name in names}
     scripts = words.SCRIPTS | words.VAULT
     tags = {"script": scripts[place.language], "family": words.FAMILIES[place.language], "shift": place.shift}
+    tags["data"] = f"wordfreq/{place.language}"  # whatever the learner makes of them, the words are the same
+    if place.suffix:
+        tags["copy_of"] = place._replace(suffix="").name
     if place.language in words.TEST and not place.vault and not place.searched:
         tags["opened"] = "before"
-    return Domain(place.name, partial(_support, place, world), queries, tags)
+    sealed = place.vault and not place.suffix
+    return Domain(place.name, partial(_support, place, world), queries, tags, sealed)
 
 
 def _source(language: str, shift: str, world: _World, vault: bool = False) -> controls.Source:
