@@ -25,12 +25,12 @@ $(VENV)/created:
 
 $(VENV)/installed: $(VENV)/created pyproject.toml constraints.txt
 	@echo "installing evometa ..."
-	@$(PIP) --editable '.[tasks]'
+	@$(PIP) --editable '.[tasks,reports]'
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed pyproject.toml constraints.txt
 	@echo "installing what tests need ..."
-	@$(PIP) --editable '.[tasks,dev]'
+	@$(PIP) --editable '.[tasks,reports,dev]'
 	@touch $@
 
 run: $(VENV)/installed
