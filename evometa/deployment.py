@@ -10,8 +10,8 @@ import numpy as np
 
 from evometa import champion, folder
 from evometa.errors import EvometaError, UsageError
-from evometa.nest_search import SLOTS, START, TUNES, flatten
-from evometa.space import Space
+from evometa.nest_search import SLOTS, START, TUNES
+from evometa.space import Space, flatten
 from evometa.spec import Spec, build
 
 

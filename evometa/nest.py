@@ -23,8 +23,8 @@ from evometa.errors import ConfigError, EvometaError, did_you_mean
 from evometa.evaluate import data as datasets
 from evometa.evaluate.data import Loaded
 from evometa.keys import name_word
-from evometa.nest_search import SLOTS, START, TUNES, CompiledSearch, HostSearch, Lower, flatten
-from evometa.space import Column, Space, real, weights
+from evometa.nest_search import SLOTS, START, TUNES, CompiledSearch, HostSearch, Lower
+from evometa.space import Column, Space, flatten, real, unflatten, weights
 
 
 class World(NamedTuple):
@@ -115,7 +115,7 @@ def _outer(task: Task, free: Space, lower: Lower) -> tuple[dict[str, Column], di
     for name, value in _baseline_values(task, lower.slots).items():
         columns[f"{SLOTS}.{name}"] = known[name]
         values[f"{SLOTS}.{name}"] = value
-    return columns, _tree(values)
+    return columns, unflatten(values)
 
 
 def _baseline_values(task: Task, names: Sequence[str]) -> dict[str, Any]:
@@ -124,17 +124,6 @@ def _baseline_values(task: Task, names: Sequence[str]) -> dict[str, Any]:
         if name not in flat:
             raise ConfigError(f"nest: the task has no column {name!r} for a slot.{did_you_mean(name, flat)}")
     return {name: flat[name] for name in names}
-
-
-def _tree(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, leaf = name.split(".")
-        node = tree
-        for step in path:
-            node = node.setdefault(step, {})
-        node[leaf] = value
-    return tree
 
 
 # --- domains -----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from evometa.evaluate.data import Loaded
 from evometa.evaluate.settle import Raw
 from evometa.keys import Stream, as_int, fit_and_judge_keys, name_word, stream_key, word_keys
 from evometa.loop import HostLoop, Row, generation
-from evometa.space import Column, Space
+from evometa.space import Column, Space, flatten
 from evometa.types import Cell, Strategy
 
 TUNES, START, SLOTS = "strategy", "start", "slots"  # the outer space's groups of columns
@@ -47,15 +47,6 @@ class Lower:
     tuned: Mapping[str, Any] = field(default_factory=dict)
     prior: bool = True
     slots: tuple[str, ...] = ()
-
-
-def flatten(candidate: Mapping[str, Any], names: set[str], prefix: str = "") -> dict[str, Any]:
-    """A candidate's values by their full names."""
-    flat: dict[str, Any] = {}
-    for name, value in candidate.items():
-        full = f"{prefix}{name}"
-        flat |= flatten(value, names, f"{full}.") if isinstance(value, Mapping) and full not in names else {full: value}
-    return flat
 
 
 class Handed(NamedTuple):

@@ -116,9 +116,8 @@ class Space:
     def hold(self, values: Mapping[str, Any]) -> Space:
         """The space without the columns named in `values`: every candidate has these values there.
 
-        Names are the full ones (`"net.width"`); values are those of a candidate, or traced ones of the column's type
-        (a nested search whose upper level sets them). Raises `ConfigError` for an unknown name, a value outside the
-        column's range, and where nothing would be left to search.
+        Names are the full ones (`"net.width"`); values are those of a candidate, or traced ones (set by a level above).
+        Raises `ConfigError` for an unknown name, a value out of range, and where nothing would be left to search.
         """
         known = {column.name: column for column in self.columns}
         for name, value in values.items():
@@ -178,7 +177,7 @@ class Space:
                 if column.kind == "integer":
                     flat[column.name] = flat[column.name] + int(column.low)
         flat |= {column.name: _held_array(column, value) for column, value in self.held}
-        return _nest(flat)
+        return unflatten(flat)
 
     def decode_host(self, genome: np.ndarray) -> Candidate:
         """Candidate of one genome `[D]` as Python numbers, choices and float64 arrays."""
@@ -193,7 +192,7 @@ class Space:
                 value = float(numbers[column.name][0])
                 flat[column.name] = int(value) if column.kind == "integer" else value
         flat |= {column.name: value for column, value in self.held}
-        return _nest(flat)
+        return unflatten(flat)
 
     def static_values(self, genome: np.ndarray) -> dict[str, Any]:
         """Values of the static columns of one genome."""
@@ -238,7 +237,7 @@ class Space:
         Raises `ConfigError` for a missing or unknown name and for a value outside its range.
         """
         held = {column.name for column, _ in self.held}
-        named = dict(_flatten_values(candidate, "", {c.name for c in self.columns} | held))
+        named = flatten(candidate, {c.name for c in self.columns} | held)
         flat = {name: value for name, value in named.items() if name not in held}
         missing = [c.name for c in self.columns if c.name not in flat]
         unknown = [name for name in flat if name not in {c.name for c in self.columns}]
@@ -373,13 +372,14 @@ def _held_array(column: Column, value: Any) -> Any:
     if _is_array(value) or column.static:
         return value
     if column.kind == "categorical":
-        return np.int32(column.choices.index(value))
+        value = column.choices.index(value)
     if column.kind == "weights":
         return np.asarray(value, np.float32)
-    return np.int32(value) if column.kind == "integer" else np.float32(value)
+    return np.int32(value) if column.kind in ("integer", "categorical") else np.float32(value)
 
 
-def _nest(flat: Mapping[str, Any]) -> Candidate:
+def unflatten(flat: Mapping[str, Any]) -> Candidate:
+    """A candidate from its values by full name."""
     tree: Candidate = {}
     for name, value in flat.items():
         *path, leaf = name.split(".")
@@ -390,12 +390,11 @@ def _nest(flat: Mapping[str, Any]) -> Candidate:
     return tree
 
 
-def _flatten_values(tree: Mapping[str, Any], prefix: str, known: set[str]) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for name, value in tree.items():
+def flatten(candidate: Mapping[str, Any], names: set[str], prefix: str = "") -> dict[str, Any]:
+    """A candidate's values by full name; what is in `names` is a value, even where it is a mapping."""
+    flat: dict[str, Any] = {}
+    for name, value in candidate.items():
         full = f"{prefix}{name}"
-        if isinstance(value, Mapping) and full not in known:
-            pairs += _flatten_values(value, f"{full}.", known)
-        else:
-            pairs.append((full, value))
-    return pairs
+        inside = isinstance(value, Mapping) and full not in names
+        flat |= flatten(value, names, f"{full}.") if inside else {full: value}
+    return flat

@@ -12,7 +12,7 @@ import pytest
 from helpers import columns, lineage_files
 
 import evometa
-from evometa import Domain, Objective, Split, nest_search
+from evometa import Domain, Objective, Split
 from evometa.archives.read import Archive
 from evometa.errors import ConfigError
 from evometa.evaluate.data import load
@@ -311,7 +311,3 @@ def test_sealed_worlds_stay_sealed():
     with pytest.raises(Exception, match="sealed"):
         load(task, ("f",))
     assert not opened
-
-
-def test_the_chunk_follows_the_cost():
-    assert nest_search._CACHE_BYTES == 8 << 20  # what the plan of a run uses for a core's cache, too
