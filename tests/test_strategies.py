@@ -41,7 +41,19 @@ def scored(fitness):
 # --- the table ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+def test_static_proposes_its_start_and_nothing_else():
+    """A control and no method: it would fail the exam, which asks for a search."""
+    made = factory("static")(PLANE, population=3)
+    start = jnp.asarray(PLANE.center) * 0.5
+    state = made.init(jax.random.key(0), start)
+    for generation in range(2):
+        genomes, parents, state = made.ask(jax.random.key(generation), state)
+        np.testing.assert_array_equal(genomes, np.repeat(np.asarray(start)[None], 3, axis=0))
+        assert (np.asarray(parents) == -1).all()
+    np.testing.assert_array_equal(made.recommend(state), start)
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "static"])
 def test_exam(name):
     # The loop on one device beside the one on two costs another compilation: for one of each family.
     thorough = name in ("cma_es", "genetic", "differential_evolution", "random_search")
