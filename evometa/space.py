@@ -251,15 +251,15 @@ class Space:
     def project(self, genomes: Any) -> Any:
         """Fold genomes `[..., D]` back into bounds by reflection at 0 and 1; traceable.
 
-        Reflection, not clipping: clipped samples pile up on the boundary and shrink a distribution there."""
+        Reflection, not clipping: clipped samples pile up on the boundary and shrink a distribution there.
+        """
         import jax.numpy as jnp
 
         folded = jnp.mod(genomes, 2.0)
         folded = jnp.where(folded > 1.0, 2.0 - folded, folded)
         bounded = np.broadcast_to(self.bounded, jnp.shape(genomes))
         inside = ~bounded | ((genomes >= 0.0) & (genomes <= 1.0))
-        # The sign is taken off by its bit: to a comparison on the CPU the smallest negative numbers are zero.
-        return jnp.where(bounded, jnp.abs(jnp.where(inside, genomes, folded)), genomes).astype(jnp.float32)
+        return jnp.where(inside, genomes, folded).astype(jnp.float32)
 
     def sample(self, key: Any, count: int) -> Any:
         """`count` genomes `[count, D]`: uniform in bounded columns, standard normal in weights; traceable."""
