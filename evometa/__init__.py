@@ -14,11 +14,12 @@ __version__ = "0.1.0"
 # name -> module that defines it: the whole public surface
 _PUBLIC = {
     "Space": "evometa.space",
-    "real": "evometa.space",
-    "log": "evometa.space",
-    "integer": "evometa.space",
-    "categorical": "evometa.space",
-    "weights": "evometa.space",
+    "real": "evometa.column",
+    "log": "evometa.column",
+    "integer": "evometa.column",
+    "categorical": "evometa.column",
+    "weights": "evometa.column",
+    "program": "evometa.column",
     "Domain": "evometa.contract",
     "Split": "evometa.contract",
     "Objective": "evometa.contract",

@@ -5,7 +5,9 @@ means the same thing everywhere:
 
 * bounded columns lie in [0, 1]: `real` linearly, `log` in the logarithm, `integer` and `categorical`
   as equal bins of the unit interval;
-* `weights` are unbounded, in units of their initial scale.
+* `weights` are unbounded, in units of their initial scale;
+* a `program` is its tokens, whole numbers that float32 holds exactly, and then its constants (programs/code.py).
+  So a genome of any space is one vector, and only strategies that know programs may vary it.
 
 A candidate is the nested dict that the task's functions receive. Two decoders make it: `decode` is
 traceable and gives float32 scalars (what JAX tasks see); `decode_host` is NumPy in float64 and gives
@@ -17,73 +19,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from evometa.column import (
+    KINDS,
+    Column,
+    categorical,
+    coded,
+    encode_value,
+    held_array,
+    integer,
+    is_array,
+    log,
+    program,
+    real,
+    validate,
+    weights,
+)
 from evometa.errors import ConfigError, did_you_mean
+from evometa.programs.code import split
+from evometa.programs.vocabulary import Vocabulary
+
+__all__ = [
+    "KINDS", "Candidate", "Column", "Space", "categorical", "flatten", "integer", "log", "program", "real", "unflatten",
+    "weights",
+]  # fmt: skip
 
 Candidate: TypeAlias = dict[str, Any]
-KINDS = ("real", "log", "integer", "categorical", "weights")
-
-
-@dataclass(frozen=True)
-class Column:
-    """One named thing to search; made by `real`, `log`, `integer`, `categorical` or `weights`."""
-
-    kind: str
-    low: float = 0.0
-    high: float = 1.0
-    choices: tuple[str | float | int | bool, ...] = ()
-    shape: tuple[int, ...] = ()
-    scale: float = 1.0
-    static: bool = False
-    name: str = ""
-
-    @property
-    def size(self) -> int:
-        """How many genome numbers the column takes."""
-        return math.prod(self.shape) if self.kind == "weights" else 1
-
-    @property
-    def bins(self) -> int:
-        """How many values an integer or categorical column has."""
-        return len(self.choices) if self.kind == "categorical" else int(self.high - self.low) + 1
-
-    def text(self) -> str:
-        """Describe the column's range in one phrase."""
-        kind = f"{self.kind}, static" if self.static else self.kind
-        if self.kind == "categorical":
-            return f"{kind}: {', '.join(map(str, self.choices))}"
-        if self.kind == "weights":
-            return f"{kind}: {list(self.shape)}, initial scale {self.scale:g}"
-        return f"{kind}: {self.low:g} .. {self.high:g}"
-
-
-def real(low: float, high: float) -> Column:
-    """A number in [low, high], searched linearly."""
-    return Column("real", float(low), float(high))
-
-
-def log(low: float, high: float) -> Column:
-    """A positive number in [low, high], searched in its logarithm."""
-    return Column("log", float(low), float(high))
-
-
-def integer(low: int, high: int, *, static: bool = False) -> Column:
-    """A whole number in [low, high], both included. `static` where it sets array shapes (width, depth)."""
-    return Column("integer", low, high, static=static)
-
-
-def categorical(choices: Sequence[Any], *, static: bool = False) -> Column:
-    """One of `choices`. A JAX task receives its index (int32), a Python task the choice itself."""
-    return Column("categorical", choices=tuple(choices), static=static)
-
-
-def weights(shape: int | Sequence[int], *, scale: float = 1.0) -> Column:
-    """An unbounded float array of that shape; a genome number of 1 is `scale`."""
-    return Column("weights", shape=(shape,) if isinstance(shape, int) else tuple(shape), scale=float(scale))
 
 
 class Space:
@@ -104,13 +69,13 @@ class Space:
                 f"space: two columns are called {twice!r}; names must be unique once nested names are joined"
             )
         for column in self.columns:
-            _validate(column)
+            validate(column)
             if any(name.startswith(f"{column.name}.") for name in names):
                 raise ConfigError(f"space: {column.name!r} is a column and a group of columns; rename one of them")
         ends = np.cumsum([column.size for column in self.columns])
         self._slices = [slice(int(end) - c.size, int(end)) for c, end in zip(self.columns, ends, strict=True)]
         self.dimension = int(ends[-1])
-        bounded = np.concatenate([np.full(c.size, c.kind != "weights") for c in self.columns])
+        bounded = np.concatenate([np.full(c.size, c.kind not in ("weights", "program")) for c in self.columns])
         self.bounded: np.ndarray = bounded  # [D] bool: lies in [0, 1]
 
     def hold(self, values: Mapping[str, Any]) -> Space:
@@ -123,8 +88,9 @@ class Space:
         for name, value in values.items():
             if name not in known:
                 raise ConfigError(f"fixed: the space has no column {name!r}.{did_you_mean(name, known)}")
-            if not _is_array(value):
-                _encode(known[name], value)
+            if not is_array(value):
+                encode_value(known[name], value)
+        values = {n: coded(known[n], v) if known[n].kind == "program" else v for n, v in values.items()}
         kept = {column.name: column for column in self.columns if column.name not in values}
         if not kept:
             raise ConfigError(f"fixed: expected at least one column left to search, got all {len(known)} fixed")
@@ -149,7 +115,7 @@ class Space:
 
     @property
     def center(self) -> np.ndarray:
-        """The middle of every bounded range, zero for weights: `[D]` float32."""
+        """The middle of every bounded range, zero for weights, empty programs: `[D]` float32."""
         return np.where(self.bounded, 0.5, 0.0).astype(np.float32)
 
     # --- genome to candidate ---------------------------------------------------------------------
@@ -167,6 +133,8 @@ class Space:
                 flat[column.name] = static[column.name]
             elif column.kind == "weights":
                 flat[column.name] = (u * np.float32(column.scale)).reshape(column.shape)
+            elif column.vocabulary is not None:
+                flat[column.name] = split(column.vocabulary, u)
             elif column.kind == "real":
                 flat[column.name] = np.float32(column.low) + u[0] * np.float32(column.high - column.low)
             elif column.kind == "log":
@@ -176,7 +144,7 @@ class Space:
                 flat[column.name] = jnp.clip(jnp.floor(u[0] * column.bins), 0, column.bins - 1).astype(jnp.int32)
                 if column.kind == "integer":
                     flat[column.name] = flat[column.name] + int(column.low)
-        flat |= {column.name: _held_array(column, value) for column, value in self.held}
+        flat |= {column.name: held_array(column, value) for column, value in self.held}
         return unflatten(flat)
 
     def decode_host(self, genome: np.ndarray) -> Candidate:
@@ -186,6 +154,8 @@ class Space:
         for column, part in zip(self.columns, self._slices, strict=True):
             if column.kind == "weights":
                 flat[column.name] = (np.asarray(genome[part], np.float64) * column.scale).reshape(column.shape)
+            elif column.vocabulary is not None:
+                flat[column.name] = split(column.vocabulary, np.asarray(genome[part], np.float32))
             elif column.kind == "categorical":
                 flat[column.name] = column.choices[int(choices[column.name][0])]
             else:
@@ -205,7 +175,7 @@ class Space:
     def values(self, genomes: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Named values of genomes `[N, D]`: numbers `{name: [N] float64}` and choices `{name: [N] index}`.
 
-        Weight arrays are left out: their numbers are the genome itself.
+        Weight arrays and programs are left out: their numbers are the genome itself.
         """
         numbers: dict[str, np.ndarray] = {}
         choices: dict[str, np.ndarray] = {}
@@ -245,7 +215,7 @@ class Space:
             raise ConfigError(f"candidate: expected the names of the space, got missing {missing}, unknown {unknown}")
         genome = np.empty(self.dimension, np.float32)
         for column, part in zip(self.columns, self._slices, strict=True):
-            genome[part] = _encode(column, flat[column.name])
+            genome[part] = encode_value(column, flat[column.name])
         return genome
 
     def project(self, genomes: Any) -> Any:
@@ -262,13 +232,23 @@ class Space:
         return jnp.where(inside, genomes, folded).astype(jnp.float32)
 
     def sample(self, key: Any, count: int) -> Any:
-        """`count` genomes `[count, D]`: uniform in bounded columns, standard normal in weights; traceable."""
+        """`count` genomes `[count, D]`; traceable.
+
+        Uniform in bounded columns, standard normal in weights, random programs (programs/vary.py).
+        """
         import jax
 
         uniform_key, normal_key = jax.random.split(key)
         shape = (count, self.dimension)
         uniform, normal = jax.random.uniform(uniform_key, shape), jax.random.normal(normal_key, shape)
-        return jax.numpy.where(np.broadcast_to(self.bounded, shape), uniform, normal)
+        genomes = jax.numpy.where(np.broadcast_to(self.bounded, shape), uniform, normal)
+        for number, (column, part) in enumerate(zip(self.columns, self._slices, strict=True)):
+            if column.vocabulary is not None:
+                from evometa.programs.vary import random_programs
+
+                drawn = random_programs(column.vocabulary, jax.random.fold_in(key, number), count)
+                genomes = genomes.at[:, part].set(drawn)
+        return genomes
 
     # --- for people and files --------------------------------------------------------------------
 
@@ -276,17 +256,26 @@ class Space:
         """Say what is searched, a line per column."""
         width = max(len(column.name) for column in self.columns)
         lines = [f"{column.name:<{width}}  {column.text()}" for column in self.columns]
-        lines += [f"{column.name}  held at {value}" for column, value in self.held]
+        lines += [
+            f"{column.name}  held" + ("" if column.kind == "program" else f" at {value}") for column, value in self.held
+        ]
         return "\n".join([f"{self.dimension} numbers in {len(self.columns)} columns", *lines])
 
     def to_json(self) -> list[dict[str, Any]]:
         """The columns as plain data; `from_json` gives the space back."""
 
         def row(column: Column) -> dict[str, Any]:
-            return {**asdict(column), "choices": list(column.choices), "shape": list(column.shape)}
+            data = {**asdict(column), "choices": list(column.choices), "shape": list(column.shape)}
+            vocabulary = data.pop("vocabulary")
+            return data if vocabulary is None else {**data, "vocabulary": vocabulary}
 
-        held = ((c, np.asarray(value).tolist() if c.kind == "weights" else value) for c, value in self.held)
-        return [*map(row, self.columns), *({**row(column), "held": value} for column, value in held)]
+        def plain(column: Column, value: Any) -> Any:
+            if column.kind == "program":
+                return {name: np.asarray(part).tolist() for name, part in value._asdict().items()}
+            return np.asarray(value).tolist() if column.kind == "weights" else value
+
+        held = ({**row(column), "held": plain(column, value)} for column, value in self.held)
+        return [*map(row, self.columns), *held]
 
     @staticmethod
     def from_json(columns: Sequence[Mapping[str, Any]]) -> Space:
@@ -295,6 +284,8 @@ class Space:
         held: dict[str, Any] = {}
         for row in columns:
             fields = {**row, "choices": tuple(row["choices"]), "shape": tuple(row["shape"])}
+            if "vocabulary" in fields:
+                fields["vocabulary"] = Vocabulary.from_json(row["vocabulary"])
             if "held" in fields:
                 held[row["name"]] = fields.pop("held")
             made[row["name"]] = Column(**fields)
@@ -315,67 +306,9 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> list[Column]:
         else:
             raise ConfigError(
                 f"space: {full!r} expected a column or a nested dict of columns, got {type(value).__name__}."
-                " Use real, log, integer, categorical or weights"
+                " Use real, log, integer, categorical, weights or program"
             )
     return columns
-
-
-def _validate(column: Column) -> None:
-    where = f"space: column {column.name!r}"
-    if column.kind not in KINDS:
-        raise ConfigError(f"{where} has unknown kind {column.kind!r}; expected one of {', '.join(KINDS)}")
-    if column.kind in ("real", "log", "integer"):
-        if not (math.isfinite(column.low) and math.isfinite(column.high)):
-            raise ConfigError(f"{where} expected finite bounds, got {column.low} .. {column.high}")
-        if not column.low < column.high:
-            raise ConfigError(f"{where} expected low < high, got low={column.low:g}, high={column.high:g}")
-    if column.kind == "log" and column.low <= 0:
-        raise ConfigError(f"{where} expected low > 0 for a log range, got low={column.low:g}. Use real(...) instead")
-    if column.kind == "integer" and not (float(column.low).is_integer() and float(column.high).is_integer()):
-        raise ConfigError(f"{where} expected whole bounds, got {column.low:g} .. {column.high:g}")
-    if column.kind == "categorical" and len(column.choices) < 2:
-        raise ConfigError(f"{where} expected at least two choices, got {len(column.choices)}")
-    if column.kind == "categorical" and len(set(map(repr, column.choices))) < len(column.choices):
-        raise ConfigError(f"{where} has a choice twice: {list(column.choices)}")
-    if column.kind == "weights" and (min(column.shape, default=1) < 1 or not 0 < column.scale < math.inf):
-        raise ConfigError(f"{where} expected a non-empty shape and scale > 0, got {column.shape}, {column.scale}")
-
-
-def _encode(column: Column, value: Any) -> Any:
-    where = f"candidate: {column.name!r}"
-    if column.kind == "weights":
-        array = np.asarray(value, np.float64)
-        if array.shape != column.shape:
-            raise ConfigError(f"{where} expected shape {column.shape}, got {array.shape}")
-        return array.ravel() / column.scale
-    if column.kind == "categorical":
-        if value not in column.choices:
-            raise ConfigError(f"{where} expected one of {list(column.choices)}, got {value!r}")
-        return (column.choices.index(value) + 0.5) / column.bins
-    number = float(value)
-    if not column.low <= number <= column.high:
-        raise ConfigError(f"{where} expected a value in {column.low:g} .. {column.high:g}, got {number:g}")
-    if column.kind == "integer":
-        return (number - column.low + 0.5) / column.bins
-    if column.kind == "log":
-        return math.log(number / column.low) / math.log(column.high / column.low)
-    return (number - column.low) / (column.high - column.low)
-
-
-def _is_array(value: Any) -> bool:
-    """A JAX array, perhaps traced: its value is not to be looked at."""
-    return hasattr(value, "aval")
-
-
-def _held_array(column: Column, value: Any) -> Any:
-    """A held value as `decode` would give it."""
-    if _is_array(value) or column.static:
-        return value
-    if column.kind == "categorical":
-        value = column.choices.index(value)
-    if column.kind == "weights":
-        return np.asarray(value, np.float32)
-    return np.int32(value) if column.kind in ("integer", "categorical") else np.float32(value)
 
 
 def unflatten(flat: Mapping[str, Any]) -> Candidate:

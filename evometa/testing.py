@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evometa.column import PLAIN
 from evometa.errors import ConfigError, EvometaError, UsageError
-from evometa.space import KINDS, Space
+from evometa.space import Space
 from evometa.testing_bench import (
     BLOCK,
     Bench,
@@ -278,7 +279,7 @@ def check_refusals(factory: Factory, space: Space, strategy: Strategy | None = N
     strategy = strategy or factory(space)
     _refuses(strategy, lambda: factory(space, population=0), "population=0", EvometaError)
     _refuses(strategy, lambda: factory(space, no_such_hyperparameter=1), "an unknown hyperparameter", UsageError)
-    full = space_for(frozenset(KINDS))
+    full = space_for(frozenset(PLAIN))
     if full.kinds - strategy.searches:
         kinds = ", ".join(sorted(full.kinds - strategy.searches))
         _refuses(strategy, lambda: factory(full), f"{kinds} columns, which it does not search", ConfigError)
@@ -340,9 +341,9 @@ def exam(
 
 def _first_accepted(build: Callable[[Space], Strategy]) -> tuple[Strategy, Space]:
     """A strategy on a space of every kind of column that it declares."""
-    every = frozenset(KINDS)
+    every = frozenset(PLAIN)
     refusal: Exception | None = None
-    for kinds in (every, every - {"categorical"}, *(frozenset({kind}) for kind in KINDS)):
+    for kinds in (every, every - {"categorical"}, *(frozenset({kind}) for kind in PLAIN)):
         try:
             strategy = build(space_for(kinds))
         except ConfigError as error:

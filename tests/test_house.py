@@ -16,15 +16,15 @@ MOST_LINES = 400
 
 # Floors from the bottom. A folder of evometa is one room, a module beside them is one too.
 FLOORS = {
-    "ground": "errors types space contract keys statistics likely fingerprint power comparison verdict",
+    "ground": "errors types programs/ column space contract keys statistics likely fingerprint power comparison verdict",
     "machines": "evaluate/ backends/ archives/",
     "guests": "strategies/ tasks/",
     "loop": "loop",
     "run": "spec spec_task names folder machine checkpoint nest nest_search levels session judging driver champion"
     " unseal replay expand deployment api demo arms compare study study_arms study_cost study_plan study_record"
     " study_spec checking checks seal poison testing testing_bench scaffold",
-    "reports": "reports/",
-    "cli": "cli cli_archive cli_author cli_look cli_study __main__",
+    "reports": "reports/ export/",
+    "cli": "cli cli_archive cli_author cli_export cli_look cli_study __main__",
 }
 # What each floor may use besides its own rooms. Guests and machines do not know each other, and neither knows the loop.
 BELOW = {
@@ -38,7 +38,8 @@ BELOW = {
 }
 # Between rooms of one floor only these stairs, within folders everything.
 STAIRS = {
-    "ground": "contract>errors contract>space space>errors likely>statistics"
+    "ground": "contract>errors contract>space programs/>errors column>errors column>programs/ space>errors space>column"
+    " space>programs/ likely>statistics"
     " power>statistics comparison>errors comparison>statistics comparison>power"
     " verdict>errors verdict>statistics verdict>comparison",
     "machines": "backends/>evaluate/",
@@ -46,7 +47,7 @@ STAIRS = {
     "loop": "",
     "reports": "",
     "cli": "__main__>cli cli>cli_archive cli>cli_author cli_author>cli_archive"
-    " cli>cli_look cli_look>cli_archive cli>cli_study cli_study>cli_archive",
+    " cli>cli_export cli_export>cli_archive cli>cli_look cli_look>cli_archive cli>cli_study cli_study>cli_archive",
 }
 # Whoever looks on must not be able to act; and what is run must not know who watches.
 FORBIDDEN = (

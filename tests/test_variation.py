@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from evometa.space import KINDS, Space, categorical, integer, real
+from evometa.column import PLAIN
+from evometa.space import Space, categorical, integer, real
 from evometa.strategies.genetic import genetic
 from evometa.testing_bench import Bench, space_for
 
-ALL = space_for(frozenset(KINDS))
+ALL = space_for(frozenset(PLAIN))
 LINE = Space({"x": real(0, 1), "y": real(0, 1), "z": real(0, 1)})
 
 

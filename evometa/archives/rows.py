@@ -27,6 +27,7 @@ from evometa.archives.schema import (
     texts,
 )
 from evometa.errors import IntegrityError
+from evometa.programs.code import split
 from evometa.space import Space
 from evometa.types import Block, Cell, Failure, Scores
 
@@ -75,6 +76,7 @@ def lineage_table(
         "parents": known_parents,
         "operator": texts(operators).take(arrow(np.minimum(counts, 2))),
         "genome": _lists(genomes, "genome") if kept is None else _some_lists(genomes, kept),
+        **_programs(space, genomes),
         "extras": None if kept is None else pa.array([None if k else REPLAY for k in kept], pa.string()),
         "params": params,
         "choices": choices,
@@ -191,6 +193,24 @@ def _table(columns: Mapping[str, Any], schema: pa.Schema, n: int) -> pa.Table:
 
 def _same(text: str, n: int) -> pa.Array:
     return texts([text]).take(arrow(np.zeros(n, np.int32)))
+
+
+def _programs(space: Space, genomes: np.ndarray) -> dict[str, pa.Array]:
+    """The columns `program` (tokens) and `text` (formula) of genomes `[N, D]`; none where no program is searched."""
+    parts = [(one, part) for one, part in zip(space.columns, space.slices, strict=True) if one.vocabulary is not None]
+    if not parts:
+        return {}
+    from evometa.programs.formula import text_of
+
+    tokens, formulas = [], []
+    for one, part in parts:
+        assert one.vocabulary is not None
+        codes = [split(one.vocabulary, row) for row in genomes[:, part]]
+        tokens.append(np.stack([code.tokens.ravel() for code in codes]))
+        label = f"{one.name}: " if len(parts) > 1 else ""
+        formulas.append([label + text_of(one.vocabulary, code) for code in codes])
+    lines = ["\n".join(row) for row in zip(*formulas, strict=True)]
+    return {"program": _lists(np.concatenate(tokens, axis=1), "program"), "text": pa.array(lines, pa.string())}
 
 
 def _offsets(n: int, width: int) -> pa.Array:

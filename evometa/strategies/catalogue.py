@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evometa.space import KINDS
+from evometa.column import KINDS, PLAIN
 from evometa.strategies.evosax_table import METHODS
 
 NUMBERS = frozenset({"real", "log", "integer", "weights"})
 EVERY = frozenset(KINDS)
+COLUMNS = frozenset(PLAIN)  # all but programs
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,34 @@ _OWN = {
     ),
     "sobol": Entry(
         "evometa.strategies.quasi:sobol", "Consecutive points of one scrambled Sobol sequence.",
-        "Sobol 1967; Owen 1998; scipy", EVERY, minimum=1, traceable=False,
+        "Sobol 1967; Owen 1998; scipy", COLUMNS, minimum=1, traceable=False,
     ),
     "genetic": Entry(
         "evometa.strategies.genetic:genetic",
         "Own genetic search: re-judged elites, self-adapted mutation, all columns.",
-        "Schwefel 1995; Muhlenbein & Schlierkamp-Voosen 1993", EVERY,
+        "Schwefel 1995; Muhlenbein & Schlierkamp-Voosen 1993", COLUMNS,
         {"sigma": 0.2, "parents": 0.2, "elites": 1, "crossover": 0.7, "rate": None, "smallest": 1e-4},
         minimum=4, parents="true parents (one or two)",
     ),
+    "linear_gp": Entry(
+        "evometa.strategies.linear_gp:linear_gp",
+        "Linear genetic programming: update rules, their constants and all columns beside them.",
+        "Brameier & Banzhaf 2007", EVERY,
+        {
+            "crossover": 0.4, "tournament": 3, "elites": 3, "tuned": 0.25, "fresh": 0.1, "warm": 0.5, "tries": 4,
+            "remembered": 4096, "parsimony": 0.02, "sigma": 0.1, "smallest": 1e-4, "rate": None,
+        },
+        minimum=8, parents="true parents (one or two)",
+    ),
     "tpe": Entry(
         "evometa.strategies.optuna_adapter:tpe", "Tree-structured Parzen estimator; strong where evaluations are few.",
-        "Bergstra et al. 2011; Optuna", EVERY,
+        "Bergstra et al. 2011; Optuna", COLUMNS,
         {"n_startup_trials": 10, "n_ei_candidates": 24, "multivariate": True},
         minimum=1, parents="the 8 best so far", traceable=False,
     ),
     "nsga2": Entry(
         "evometa.strategies.optuna_adapter:nsga2", "NSGA-II: a population along the trade-off of several objectives.",
-        "Deb et al. 2002; Optuna", EVERY,
+        "Deb et al. 2002; Optuna", COLUMNS,
         {"objectives": 2, "crossover_prob": 0.9, "mutation_prob": None, "eta": 5.0},
         minimum=4, parents="the pool it may have bred from (16 best survivors)", traceable=False, objectives=2,
     ),
@@ -118,7 +129,7 @@ def markdown() -> str:
     ]
     lines += ["|---|---|---|---|---|---|---|---|"]
     for name, entry in CATALOGUE.items():
-        columns = "all" if entry.searches == EVERY else "numbers"
+        columns = {EVERY: "all, programs too", COLUMNS: "all but programs"}.get(entry.searches, "numbers")
         defaults = ", ".join(f"`{key}={value}`" for key, value in entry.defaults.items()) or "none"
         least = f"{entry.minimum}+{', even' if entry.even else ''}"
         cells = (f"`{name}`", entry.summary, entry.source, columns, defaults, least, entry.parents)

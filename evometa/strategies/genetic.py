@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evometa.space import KINDS, Space
+from evometa.column import PLAIN
+from evometa.space import Space
 from evometa.strategies import parts
 from evometa.strategies.catalogue import CATALOGUE
 from evometa.types import Array, Genome, Genomes, Parents, Prior, Scores, Strategy
@@ -49,6 +50,7 @@ def genetic(space: Space, population: int = 32, **hyperparameters: Any) -> Strat
     name = "genetic"
     given = parts.hyperparameters(name, CATALOGUE[name].defaults, hyperparameters)
     population = parts.check_population(name, population, CATALOGUE[name].minimum)
+    parts.require(name, space, frozenset(PLAIN))
     parts.check_range(
         name, sigma=(given["sigma"], 1e-6, 10.0), parents=(given["parents"], 0.0, 1.0),
         elites=(given["elites"], 0, population - 1), crossover=(given["crossover"], 0.0, 1.0),
@@ -56,7 +58,7 @@ def genetic(space: Space, population: int = 32, **hyperparameters: Any) -> Strat
     )  # fmt: skip
     breeders = min(population, max(2, round(population * given["parents"])))
     elites = int(given["elites"])
-    vary = _variation(space, given)
+    vary = variation(space, given)
 
     def init(key: Any, prior: Prior | None = None) -> State:
         del key
@@ -110,10 +112,10 @@ def genetic(space: Space, population: int = 32, **hyperparameters: Any) -> Strat
     def recommend(state: State) -> Genome:
         return parts.likely_best(state.genomes, state.fitness, state.ok)
 
-    return Strategy(name, population, init, ask, tell, recommend, traceable=True, searches=frozenset(KINDS))
+    return Strategy(name, population, init, ask, tell, recommend, traceable=True, searches=frozenset(PLAIN))
 
 
-def _variation(space: Space, given: dict[str, Any]) -> Any:
+def variation(space: Space, given: dict[str, Any]) -> Any:
     """One child: recombine, then mutate. Every column knows its own kind of change."""
     kind = np.concatenate([np.full(c.size, c.kind, object) for c in space.columns])
     choice, whole = kind == "categorical", kind == "integer"

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evometa.column import PLAIN
 from evometa.errors import ConfigError
-from evometa.space import KINDS, Space
+from evometa.space import Space
 from evometa.strategies import parts
 from evometa.strategies.catalogue import CATALOGUE
 from evometa.types import Failure, Genome, Genomes, Parents, Prior, Scores, Strategy
@@ -52,6 +53,7 @@ def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
     name = "tpe"
     given = parts.hyperparameters(name, CATALOGUE[name].defaults, hyperparameters)
     population = parts.check_population(name, population, CATALOGUE[name].minimum)
+    parts.require(name, space, frozenset(PLAIN))
     parts.check_range(
         name, n_startup_trials=(given["n_startup_trials"], 1, 1e6), n_ei_candidates=(given["n_ei_candidates"], 1, 1e6)
     )  # fmt: skip
@@ -88,7 +90,7 @@ def tpe(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
 
     return Strategy(
         name, population, _initial(space, 1), ask, tell, recommend,
-        traceable=False, searches=frozenset(KINDS), operators=("initial", "distribution", "distribution"),
+        traceable=False, searches=frozenset(PLAIN), operators=("initial", "distribution", "distribution"),
     )  # fmt: skip
 
 
@@ -103,6 +105,7 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
     name = "nsga2"
     given = parts.hyperparameters(name, CATALOGUE[name].defaults, hyperparameters)
     population = parts.check_population(name, population, CATALOGUE[name].minimum)
+    parts.require(name, space, frozenset(PLAIN))
     objectives = given.pop("objectives")
     if isinstance(objectives, bool) or not isinstance(objectives, int) or not 1 <= objectives <= 16:
         raise ConfigError(f"{name}: expected objectives as a whole number in 1 .. 16, got {objectives!r}")
@@ -162,7 +165,7 @@ def nsga2(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
 
     return Strategy(
         name, population, _initial(space, objectives), ask, tell, recommend,
-        traceable=False, searches=frozenset(KINDS), operators=("initial", "pool", "pool"), objectives=objectives,
+        traceable=False, searches=frozenset(PLAIN), operators=("initial", "pool", "pool"), objectives=objectives,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evometa.space import KINDS, Space
+from evometa.column import KINDS, PLAIN
+from evometa.space import Space
 from evometa.strategies import parts
 from evometa.types import Array, Genome, Genomes, Parents, Prior, Scores, Strategy
 
@@ -60,6 +61,7 @@ def sobol(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
 
     parts.hyperparameters("sobol", {}, hyperparameters)
     population = parts.check_population("sobol", population, 1)
+    parts.require("sobol", space, frozenset(PLAIN))
     if space.dimension > SOBOL_LIMIT:
         raise parts.ConfigError(
             f"sobol: expected at most {SOBOL_LIMIT} genome numbers, got {space.dimension}. Use random_search"
@@ -80,7 +82,7 @@ def sobol(space: Space, population: int = 32, **hyperparameters: Any) -> Strateg
 
     return Strategy(
         "sobol", population, _initial(space), ask, _tell, _recommend,
-        traceable=False, searches=frozenset(KINDS), operators=("sobol", "sobol", "sobol"),
+        traceable=False, searches=frozenset(PLAIN), operators=("sobol", "sobol", "sobol"),
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from evometa.space import KINDS, Space
+from evometa.column import KINDS
+from evometa.space import Space
 from evometa.strategies import parts
 from evometa.types import Array, Genome, Genomes, Parents, Prior, Scores, Strategy
 

@@ -1,0 +1,375 @@
+"""Linear genetic programming over program columns and whatever columns stand beside them.
+
+Programs vary as in Brameier & Banzhaf 2007 ("Linear Genetic Programming"; see programs/vary.py), other columns as in
+`genetic`. A generation consists, in this order, of
+
+* elites, asked again unchanged, for scores of different generations are not comparable (see genetic.py): first the
+  champion, then challengers. The best new rows of a generation become challengers. A challenger that is better than
+  the champion on average over the generations in which both were asked again becomes the champion; its discovery,
+  where luck had its part, does not count. The champion is what is recommended;
+* tuned rows: the champion's programs with constants and numeric columns from an inner CMA-ES (Hansen & Ostermeier
+  2001; the separable one of Ros & Hansen 2008 for more than 100 numbers), which starts anew where the
+  champion's effective instructions have changed. Only the best of them breeds;
+* children of parents that won a tournament, and random immigrants. What a child does is hashed (programs/behaviour.py;
+  other columns to three digits): where a program like it was evaluated, or stands in an earlier row, it is mutated
+  further, up to `tries` times, and then taken as it is. Hashes are kept in a ring: the oldest are forgotten.
+
+Parsimony: ranks are those of the fitness plus a small penalty on effective instructions, in units of the
+generation's median absolute deviation; of equal ones the shorter is first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evometa.column import KINDS
+from evometa.programs.behaviour import REFUSED
+from evometa.programs.code import FARTHEST
+from evometa.programs.vary import crossover, mutate
+from evometa.space import Space, weights
+from evometa.strategies import evosax_adapter, genetic, parts
+from evometa.strategies.catalogue import CATALOGUE
+from evometa.strategies.linear_gp_layout import Layout
+from evometa.types import Array, Failure, Genome, Genomes, Parents, Prior, Scores, Strategy
+
+NAME = "linear_gp"
+FIRST = 3  # most mutations of a child before its behaviour is looked at
+LEAST_TUNED = 4  # fewer tuned rows are none: CMA-ES needs some to compare
+FULL_COVARIANCE = 100  # more numbers than this are tuned by the separable CMA-ES
+
+
+class State(NamedTuple):
+    """The last judged generation, the elites with their records, the hashes seen and the inner strategy."""
+
+    generation: Array  # [] int32: generations asked so far
+    told: Array  # [] bool: has a generation with a finite row been told?
+    genomes: Genomes  # [P, D]: last told generation, those that may breed first, best first
+    ids: Array  # [P, 2] int32: their (generation, index)
+    steps: Array  # [P]: their mutation strength
+    breeders: Array  # [] int32: how many of them may breed
+    elites: Genomes  # [E, D]: the champion (at first the start), then challengers
+    elite_ids: Array  # [E, 2] int32
+    elite_steps: Array  # [E]
+    held: Array  # [E] bool: is there an elite in this slot?
+    duels: Array  # [E] int32: generations in which challenger and champion were both asked again
+    lead: Array  # [E] float32: sum of the challenger's fitness minus the champion's, in MADs; negative is better
+    asked: Array  # [P]: mutation strength of the rows asked last
+    hashes: Array  # [P, 2] uint32: behaviour of the rows asked last
+    seen: Array  # [remembered, 2] uint32: ring of the behaviours evaluated, tuned rows left out
+    end: Array  # [] int32: where the ring goes on
+    tuner: Any  # state of the inner strategy
+
+
+def linear_gp(space: Space, population: int = 64, **hyperparameters: Any) -> Strategy:
+    """Genetic programming for program columns; searches every kind of column.
+
+    Hyperparameters: `crossover` 0.4, the probability of two parents; `tournament` 3, rows that compete to be a parent;
+    `elites` 3, rows asked again unchanged, at least 1; `tuned` 0.25, the share of rows of the inner CMA-ES (below 4
+    rows, or where nothing is to be tuned: none); `fresh` 0.1, the share of random immigrants; `warm` 0.5, the share of
+    the first generation that are mutants of the start (none where its programs do nothing); `tries` 4, variants of a
+    child until its behaviour is new; `remembered` 4096, behaviours kept; `parsimony` 0.02, penalty of a program of full
+    length in median absolute deviations; `sigma` 0.1, first strength of changes to numbers, in genome coordinates;
+    `smallest` 1e-4, its floor; `rate` None, as in `genetic`. Raises `UsageError` for other names, `ConfigError` for a
+    population below 8 and values out of range.
+    """
+    given = parts.hyperparameters(NAME, CATALOGUE[NAME].defaults, hyperparameters)
+    population = parts.check_population(NAME, population, CATALOGUE[NAME].minimum)
+    share = (0.0, 1.0)
+    parts.check_range(
+        NAME, crossover=(given["crossover"], *share), tournament=(given["tournament"], 1, population),
+        elites=(given["elites"], 1, population // 2), tuned=(given["tuned"], 0.0, 0.5), fresh=(given["fresh"], *share),
+        warm=(given["warm"], *share), tries=(given["tries"], 1, 64), remembered=(given["remembered"], 1, 2**20),
+        parsimony=(given["parsimony"], 0.0, 10.0), sigma=(given["sigma"], 1e-6, 10.0),
+        smallest=(given["smallest"], 0.0, 10.0),
+    )  # fmt: skip
+    rule = _Rules(space, population, given)
+    return Strategy(
+        NAME, population, rule.init, rule.ask, rule.tell, rule.recommend, traceable=True, searches=frozenset(KINDS),
+        operators=("random", "mutation", "crossover"),
+    )  # fmt: skip
+
+
+class _Rules:
+    """The functions of the strategy, and what they know of the space."""
+
+    def __init__(self, space: Space, population: int, given: dict[str, Any]) -> None:
+        self.space, self.population, self.given = space, population, given
+        self.layout = layout = Layout(space)
+        self.programs = layout.programs
+        self.elites, self.tries = int(given["elites"]), int(given["tries"]) if self.programs else 1
+        self.vary: Callable[..., Any] | None = None
+        if layout.columns:
+            self.vary = genetic.variation(Space(layout.columns), given)
+        count = round(population * given["tuned"])
+        self.tuned = count if count >= LEAST_TUNED and len(layout.numbers) else 0
+        self.inner: Strategy | None = None
+        if self.tuned:
+            constants = {"constants of programs": weights(len(layout.constants))} if len(layout.constants) else {}
+            method = "cma_es" if len(layout.numbers) <= FULL_COVARIANCE else "sep_cma_es"
+            self.inner = evosax_adapter.adapt(
+                method, Space({**constants, **layout.tunable}), self.tuned, sigma=given["sigma"]
+            )
+        self.immigrants = max(1, round(population * given["fresh"])) if given["fresh"] else 0
+
+    # --- the four functions -----------------------------------------------------------------------
+
+    def init(self, key: Any, prior: Prior | None = None) -> State:
+        """Nothing is known but the start."""
+        start, count, elites = parts.start_of(self.space, prior), self.population, self.elites
+        steps = jnp.full((count,), self.given["sigma"], jnp.float32)
+        return State(
+            jnp.int32(0), jnp.bool_(False), jnp.broadcast_to(start[None], (count, self.space.dimension)),
+            jnp.full((count, 2), -1, jnp.int32), steps, jnp.int32(0),
+            jnp.broadcast_to(start[None], (elites, self.space.dimension)), jnp.full((elites, 2), -1, jnp.int32),
+            steps[:elites], jnp.arange(elites) == 0, jnp.zeros(elites, jnp.int32), jnp.zeros(elites, jnp.float32),
+            steps, jnp.full((count, 2), REFUSED[0], jnp.uint32),
+            jnp.full((int(self.given["remembered"]), 2), REFUSED[0], jnp.uint32), jnp.int32(0), self._tuner(key, start),
+        )  # fmt: skip
+
+    def ask(self, key: Any, state: State) -> tuple[Genomes, Parents, State]:
+        """Elites, tuned rows, children, immigrants."""
+        keys = jax.random.split(key, 5)
+        rows, count = jnp.arange(self.population), self.population
+        fresh = self.space.sample(keys[0], count)
+        first, second, paired = self._parents(keys[1], state)
+        # The first generation: mutants of the start, then random ones; later the last rows are the immigrants.
+        begins = self.layout.valid(state.elites[:1])[0] & (
+            self.layout.length(state.elites[0]) > 0 if self.programs else True
+        )
+        warm = (rows < round(count * self.given["warm"])) & begins
+        born = jnp.where(state.told, rows < count - self.immigrants, warm)
+        paired = paired & state.told & born
+        one, two = self.layout.sound(state.genomes[first], fresh), self.layout.sound(state.genomes[second], fresh)
+        one, two = jnp.where(born[:, None], one, fresh), jnp.where(paired[:, None], two, fresh)
+        variants, steps = self._children(keys[2], one, two, state.steps[first], state.steps[second], paired, born)
+
+        held = jnp.zeros(count, bool).at[: self.elites].set(state.held)
+        tunes = self._tunes(state)
+        exempt = held | ((rows < self.elites + self.tuned) & tunes & (rows >= self.elites))
+        children, hashes = self._new(variants, state, exempt)
+        ids = jnp.stack([state.ids[first], jnp.where(paired[:, None], state.ids[second], -1)], axis=1)
+        ids = jnp.where((born & state.told)[:, None, None], ids, -1)
+        # Before anything was told elite 0 is the start itself; it has no parents and its behaviour is new.
+        children = children.at[: self.elites].set(jnp.where(state.held[:, None], state.elites, children[: self.elites]))
+        kept = jnp.stack([state.elite_ids, jnp.full_like(state.elite_ids, -1)], axis=1)
+        ids = ids.at[: self.elites].set(jnp.where(state.held[:, None, None], kept, ids[: self.elites]))
+        steps = steps.at[: self.elites].set(jnp.where(state.held, state.elite_steps, steps[: self.elites]))
+        tuner = state.tuner
+        if self.inner:
+            proposed, _, tuner = _apart(functools.partial(self.inner.ask, keys[3]), tuner)
+            rows_of = slice(self.elites, self.elites + self.tuned)
+            champions = jnp.broadcast_to(state.elites[:1], (self.tuned, self.space.dimension))
+            tuned = champions.at[:, self.layout.numbers].set(self._clipped(proposed))
+            mine = jnp.broadcast_to(kept[:1], (self.tuned, 2, 2))
+            children = children.at[rows_of].set(jnp.where(tunes, tuned, children[rows_of]))
+            ids = ids.at[rows_of].set(jnp.where(tunes, mine, ids[rows_of]))
+            steps = steps.at[rows_of].set(jnp.where(tunes, state.elite_steps[0], steps[rows_of]))
+            tuner = parts.keep_if(tunes, tuner, state.tuner)
+        return self.space.project(children), ids.astype(jnp.int32), state._replace(
+            generation=state.generation + 1, asked=steps, hashes=hashes, tuner=tuner
+        )  # fmt: skip
+
+    def tell(self, key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
+        """Rank the rows, let champion and challengers duel, remember what was evaluated, tell the inner strategy."""
+        keys = jax.random.split(key, 3)
+        fitness, ok, any_ok = parts.settle(scores)
+        rows = jnp.arange(self.population)
+        unit = _deviation(fitness, ok)
+        lengths = jax.vmap(self.layout.length)(genomes)
+        most = sum(vocabulary.length for vocabulary, _ in self.programs) or 1
+        penalty = jax.lax.optimization_barrier(self.given["parsimony"] * unit * lengths / most)
+        penalised = jnp.where(ok, fitness + penalty, jnp.inf)
+        ties = jax.random.uniform(keys[0], (self.population,))
+        order = jnp.lexsort((ties, lengths, penalised))
+        rank = jnp.zeros(self.population, jnp.int32).at[order].set(rows.astype(jnp.int32))
+        # Of the tuned rows, all of one structure, the best alone may breed.
+        tunes = self._tunes(state)
+        tuned = tunes & (rows >= self.elites) & (rows < self.elites + self.tuned)
+        best_tuned = jnp.min(jnp.where(tuned, rank, self.population))
+        breeds = ok & (~tuned | (rank == best_tuned))
+        order = jnp.lexsort((rank, ~breeds))
+
+        own = jnp.stack([jnp.broadcast_to(state.generation - 1, rows.shape), rows], axis=-1).astype(jnp.int32)
+        new = self._duel(state, genomes, fitness, ok, unit, rank, own)
+        new = new._replace(
+            told=jnp.bool_(True), genomes=genomes[order], ids=own[order], steps=state.asked[order],
+            breeders=jnp.sum(breeds).astype(jnp.int32),
+        )  # fmt: skip
+        new = _remember(new, scores)
+        if self.inner:
+            rows_of = slice(self.elites, self.elites + self.tuned)
+            share = jax.tree.map(lambda leaf: leaf[rows_of], scores)
+            rows_told = genomes[rows_of][:, self.layout.numbers]
+            after = _apart(functools.partial(self.inner.tell, keys[1]), state.tuner, rows_told, share)
+            same = tunes & self.layout.same_structure(state.elites[0], new.elites[0])
+            new = new._replace(tuner=parts.keep_if(same, after, self._tuner(keys[2], new.elites[0])))
+        return parts.keep_if(any_ok, new, state)
+
+    def recommend(self, state: State) -> Genome:
+        """The champion; before anything was told, the start."""
+        return state.elites[0]
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    def _parents(self, key: Any, state: State) -> tuple[Array, Array, Array]:
+        """Rows of two tournaments `[P]` each, and which children have both as parents."""
+        keys = jax.random.split(key, 2)
+        shape = (2, int(self.given["tournament"]), self.population)
+        limit = jnp.maximum(state.breeders, 1)
+        drawn = jnp.floor(jax.random.uniform(keys[0], shape) * limit).astype(jnp.int32)
+        first, second = jnp.min(jnp.minimum(drawn, limit - 1), axis=1)
+        paired = jax.random.uniform(keys[1], (self.population,)) < self.given["crossover"]
+        return first, second, paired & (first != second)
+
+    def _children(
+        self, key: Any, one: Genomes, two: Genomes, step_one: Array, step_two: Array, paired: Array, born: Array
+    ) -> tuple[Array, Array]:
+        """`[tries, P, D]` variants of every child, each a mutation away from the one before, and its strength `[P]`."""
+        keys = jax.random.split(key, 5)
+        steps = jnp.where(paired, jnp.sqrt(step_one * step_two), step_one)
+        child = one
+        luck = jax.random.uniform(keys[0], (2, self.population))
+        # A third of the children of one parent leave its programs as they are and change what stands beside them.
+        numbers_alone = (luck[0] < 0.33) & ~paired & born & (self.vary is not None)
+        if self.vary:
+            # Compiled by itself: what it is fused with could change the last bit of a sum of products.
+            pairs = (one[:, self.layout.beside], two[:, self.layout.beside], step_one, step_two, paired)
+            own = jax.random.split(keys[1], self.population)
+            varied, steps = _apart(functools.partial(jax.vmap(self.vary), own), *pairs)
+            moves = born & (paired | numbers_alone) if self.programs else born
+            child = child.at[:, self.layout.beside].set(jnp.where(moves[:, None], varied, one[:, self.layout.beside]))
+        steps = jnp.where(born, jnp.clip(steps, self.given["smallest"], 1.0), self.given["sigma"])
+        if not self.programs:
+            return child[None], steps
+        for number, (vocabulary, part) in enumerate(self.programs):
+            pair_keys = jax.random.split(jax.random.fold_in(keys[2], number), self.population)
+            crossed = jax.vmap(lambda k, a, b, v=vocabulary: crossover(v, k, a, b))(
+                pair_keys, one[:, part], two[:, part]
+            )
+            child = child.at[:, part].set(jnp.where(paired[:, None], crossed, child[:, part]))
+        again = (luck[1] < 0.3).astype(jnp.int32) + (luck[1] < 0.08)
+        times = jnp.where(paired, (luck[1] < 0.5).astype(jnp.int32), 1 + again)
+        times = jnp.where(born & ~numbers_alone, times, 0)
+
+        def mutation(held: Genomes, turn: Any) -> tuple[Genomes, Genomes]:
+            own = jax.random.fold_in(keys[3], turn)
+            due = (turn < times) | (turn >= FIRST)
+            which = jax.random.randint(own, (self.population,), 0, len(self.programs))
+            for number, (vocabulary, part) in enumerate(self.programs):
+                row_keys = jax.random.split(jax.random.fold_in(own, number + 1), self.population)
+                other = jax.vmap(lambda k, n, s, v=vocabulary: mutate(v, k, n, s)[0])(row_keys, held[:, part], steps)
+                held = held.at[:, part].set(jnp.where((due & (which == number))[:, None], other, held[:, part]))
+            return held, held
+
+        _, chain = jax.lax.scan(mutation, child, jnp.arange(FIRST + self.tries - 1))
+        return chain[FIRST - 1 :], steps
+
+    def _new(self, variants: Array, state: State, exempt: Array) -> tuple[Genomes, Array]:
+        """`[P, D]`: of each row the first variant whose behaviour is new, else the last; and the hashes `[P, 2]`."""
+        unknown = jnp.full((self.population, 2), REFUSED[0], jnp.uint32)
+        if not self.programs:
+            return variants[0], unknown
+        tries, count = variants.shape[:2]
+        hashes = self.layout.hashes(jnp.concatenate([variants.reshape(tries * count, -1), state.elites]))
+        elites = jnp.where(state.held[:, None], hashes[tries * count :], unknown[: self.elites])
+        hashes = hashes[: tries * count].reshape(tries, count, 2)
+
+        def known(hash_: Array) -> Array:
+            return jnp.any((state.seen[:, 0] == hash_[0]) & (state.seen[:, 1] == hash_[1]))
+
+        old = jax.lax.map(lambda rows: jax.vmap(known)(rows), hashes)
+
+        def row(taken: Array, at: Any) -> tuple[Array, Array]:
+            mine = hashes[:, at]
+            twice = jnp.any(jnp.all(taken[None] == mine[:, None], axis=-1), axis=1)
+            fresh = ~old[:, at] & ~twice
+            pick = jnp.where(jnp.any(fresh), jnp.argmax(fresh), tries - 1)
+            return taken.at[at].set(jnp.where(exempt[at], taken[at], mine[pick])), pick
+
+        taken, picks = jax.lax.scan(row, unknown.at[: self.elites].set(elites), jnp.arange(count))
+        return variants[picks, jnp.arange(count)], taken
+
+    # --- telling ----------------------------------------------------------------------------------
+
+    def _duel(
+        self, state: State, genomes: Genomes, fitness: Array, ok: Array, unit: Array, rank: Array, own: Array
+    ) -> State:
+        """Champion and challengers after this generation."""
+        count = self.elites
+        slots = jnp.arange(count)
+        gap = fitness[:count] - fitness[0]
+        gap = jnp.clip(jnp.where(unit > 0, gap / jnp.where(unit > 0, unit, 1.0), jnp.sign(gap)), -3.0, 3.0)
+        rivals = state.held & (slots > 0)
+        duels = jnp.where(rivals, state.duels + 1, 0)
+        lead = jnp.where(rivals, state.lead + gap, 0.0)
+        mean = jnp.where(rivals, lead / jnp.maximum(duels, 1), jnp.inf)
+        best = jnp.argmin(mean)
+        deposed = mean[best] < 0
+        # The old champion takes the winner's slot, with the same record the other way round, and may win once more.
+        swap = jnp.where(deposed & (slots == 0), best, jnp.where(deposed & (slots == best), 0, slots))
+        gained = jax.lax.optimization_barrier(mean[best] * duels)
+        lead = jnp.where(deposed, jnp.where(slots == best, -lead[best], lead - gained), lead)
+        lead = jnp.where(slots == 0, 0.0, lead)
+        beaten = rivals & (lead >= 0) & ~(deposed & (slots == best))
+        held = state.held & ~beaten
+        asked, ids, steps = genomes[:count][swap], own[:count][swap], state.asked[:count][swap]
+
+        # The best rows that were no elites fill the empty slots; a champion that failed gives way to the best of them.
+        rows = jnp.arange(self.population)
+        waiting = jnp.where(
+            ok & ~((rows < count) & state.held[jnp.minimum(rows, count - 1)]), rank, self.population + rows
+        )
+        queue = jnp.argsort(waiting)[: count + 1]
+        able = waiting[queue] < self.population
+        lost = ~ok[:count][swap][0] & able[0]
+        empty = ~held | (lost & (slots == 0))
+        turn = jnp.minimum(jnp.cumsum(empty) - 1, count)
+        comes, newcomer = empty & able[turn], queue[turn]
+        return state._replace(
+            elites=jnp.where(comes[:, None], genomes[newcomer], asked),
+            elite_ids=jnp.where(comes[:, None], own[newcomer], ids),
+            elite_steps=jnp.where(comes, state.asked[newcomer], steps),
+            held=held | comes, duels=jnp.where(comes | (slots == 0), 0, duels), lead=jnp.where(comes, 0.0, lead),
+        )  # fmt: skip
+
+    def _tunes(self, state: State) -> Array:
+        """Is there anything to tune: does the champion read a constant, or do numbers stand beside its programs?"""
+        if not self.inner:
+            return jnp.bool_(False)
+        more = len(self.layout.numbers) > len(self.layout.constants)
+        return state.told & (more | self.layout.reads_constants(state.elites[0]))
+
+    def _tuner(self, key: Any, genome: Genome) -> Any:
+        return parts.arrays(self.inner.init(key, genome[self.layout.numbers])) if self.inner else ()
+
+    def _clipped(self, numbers: Array) -> Array:
+        free = np.arange(len(self.layout.numbers)) < len(self.layout.constants)
+        return jnp.where(jnp.asarray(free)[None], jnp.clip(numbers, -FARTHEST, FARTHEST), numbers)
+
+
+def _deviation(fitness: Array, ok: Array) -> Array:
+    """Median absolute deviation of the finite rows."""
+    held = jnp.where(ok, fitness, jnp.nan)
+    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(held - jnp.nanmedian(held))))
+
+
+def _remember(state: State, scores: Scores) -> State:
+    """The behaviours that were evaluated go into the ring; where it is full, over the oldest."""
+    evaluated = (scores.failure != jnp.int8(Failure.SKIPPED)) & jnp.any(state.hashes != jnp.uint32(REFUSED[0]), axis=1)
+    size = state.seen.shape[0]
+    place = jnp.mod(state.end + jnp.cumsum(evaluated) - 1, size)
+    # A generation larger than the ring: its last rows stay.
+    late = jnp.cumsum(evaluated) > jnp.sum(evaluated) - size
+    seen = state.seen.at[jnp.where(evaluated & late, place, size)].set(state.hashes, mode="drop")
+    return state._replace(seen=seen, end=jnp.mod(state.end + jnp.sum(evaluated), size).astype(jnp.int32))
+
+
+def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`, not fused with what stands around it."""
+    return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(arguments)))
