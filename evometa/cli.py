@@ -19,6 +19,7 @@ import typer
 from evometa import __version__
 from evometa.cli_archive import Json, Out, RunName, archive, emit
 from evometa.cli_author import check_app, new_app
+from evometa.cli_export import register as register_export
 from evometa.cli_look import register as register_look
 from evometa.cli_study import register as register_study
 from evometa.errors import EvometaError, UsageError
@@ -204,6 +205,7 @@ def demo(
 
 register_study(app)
 register_look(app)
+register_export(app)
 
 
 # --- shared by the commands ---------------------------------------------------------------------------

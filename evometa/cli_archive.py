@@ -37,7 +37,7 @@ def show(
 
     Example: evometa archive show runs/ladder-cma_es-s0 12:3 --replay
     """
-    path, (generation, index) = _path(run), _candidate(candidate)
+    path, (generation, index) = _path(run), candidate_of(candidate)
     if replay:
         from evometa.machine import use_devices_of
 
@@ -65,7 +65,7 @@ def expand(run: RunName, candidate: Candidate, as_json: Json = False) -> None:
 
     Example: evometa archive expand runs/nested 3:0
     """
-    path, who = _path(run), _candidate(candidate)
+    path, who = _path(run), candidate_of(candidate)
     from evometa.machine import use_devices_of
 
     use_devices_of(path)
@@ -106,13 +106,31 @@ def lineage(
     from evometa.reports.tables import ancestry_text
 
     path = _path(run)
-    data, origin = Archive(path).ancestry(*_candidate(candidate), depth), read_record(path).get("from")
+    data, origin = Archive(path).ancestry(*candidate_of(candidate), depth), read_record(path).get("from")
 
     def text() -> str:
         forked = f"\na fork: ancestors before generation {origin['first']} are in {origin['run']}" if origin else ""
         return ancestry_text(data) + forked
 
     emit(_finite(data), as_json, text)
+
+
+@archive.command("diff")
+def diff(
+    run: RunName,
+    candidate: Candidate,
+    other: Annotated[str | None, typer.Argument(metavar="[GEN:INDEX]", help="Compare with this one instead.")] = None,
+    depth: Annotated[int | None, typer.Option(help="How many steps back.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """What changed along the first parents that led to a candidate; or from another candidate to it.
+
+    Example: evometa archive diff runs/learned_opt-linear_gp-s0 30:0
+    """
+    from evometa.reports.changes import diff_data, diff_text
+
+    data = diff_data(_path(run), candidate_of(candidate), candidate_of(other) if other else None, depth)
+    emit(_finite(data), as_json, lambda: diff_text(data))
 
 
 @archive.command("scores")
@@ -124,7 +142,7 @@ def scores(
     """The losses behind the fitness: per domain and query, over the run or of one candidate."""
     from evometa.reports.tables import scores_rows, table
 
-    rows = scores_rows(_path(run), _candidate(candidate) if candidate else None)
+    rows = scores_rows(_path(run), candidate_of(candidate) if candidate else None)
     emit(_finite(rows), as_json, lambda: table(rows))
 
 
@@ -170,7 +188,8 @@ def _path(run: str) -> Path:
     return find(run)
 
 
-def _candidate(text: str) -> tuple[int, int]:
+def candidate_of(text: str) -> tuple[int, int]:
+    """`12:3` as (12, 3). Raises `UsageError` for anything else."""
     from evometa.errors import UsageError
 
     generation, colon, index = text.partition(":")

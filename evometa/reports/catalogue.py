@@ -18,6 +18,7 @@ from typing import Any
 from evometa.contract import Task
 from evometa.errors import NotFound, did_you_mean
 from evometa.names import known, load_task
+from evometa.reports.changes import readable
 from evometa.strategies import CATALOGUE, describe
 from evometa.tasks import TASKS
 
@@ -251,6 +252,8 @@ def _space(task: Task) -> list[dict[str, Any]]:
         value: Any = None
         if column.kind == "categorical":
             value = column.choices[int(choices[column.name][0])]
+        elif column.kind == "program":
+            value = readable(task.space, genome)[column.name]
         elif column.kind != "weights":
             value = float(f"{float(numbers[column.name][0]):.6g}")
         rows.append({"name": column.name, "range": column.text(), "baseline": value})

@@ -106,7 +106,12 @@ def _losses(data: Mapping[str, Any], level: str) -> Section:
                 row[f"IQM {level}"] = _between(middle)
             if found["failed"]:
                 failed.append(f"{arm['arm']} failed in {found['failed']} cells of {query}: no mean is given.")
+        if gap := arm.get("gap"):
+            row["away - home"] = gap["difference"]
+            row[f"away - home, {level}"] = interval_text(gap["low"], gap["high"])
         rows.append(row)
+    if any(arm.get("gap") for arm in data["arms"]):
+        failed.append("away - home: the generalization gap, with its interval over search seeds x domains.")
     words = "IQM: the interquartile mean over search seeds x domains, which leaves out the lowest and highest quarter."
     missing = {
         arm["queries"][data["query"]]["interquartile_mean"]["note"]: None
@@ -161,10 +166,13 @@ def _domains(data: Mapping[str, Any]) -> Section:
         for found in data["differences"]:
             row[found["arm"]] = found["per_domain"][n]["difference"]
         rows.append(row)
+    searched = data.get("searched", [])
     again = [row["domain"] for row in rows if (row["looks"] or 0) > 1]
     words = [f"Mean difference from {data['rival']} on {data['query']}, by domain. Looks: openings of its data so far."]
     if again:
         words.append(f"Opened more than once, so no longer unseen: {', '.join(again)}.")
+    if searched:
+        words.append(f"Searched on these domains' own data, so a bound and no method: {', '.join(searched)}.")
     return Section("Domains", rows, (*words, *[_sentence(note) for note in data["notes"]]))
 
 

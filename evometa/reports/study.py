@@ -86,7 +86,8 @@ def _sections(data: Mapping[str, Any]) -> list[Section]:
         verdict = [verdict[0]._replace(title="Claims"), *verdict[1:]]
     sweeps = [_sweep(data, key) for key in data["sweeps"]]
     apart = [_apart(data)] if data["apart"] else []
-    return [*verdict, *comparison_sections(data["results"]), *apart, *sweeps, _arms(data)]
+    results = {**data["results"], "searched": []}  # the table of arms says it, and more
+    return [*verdict, *comparison_sections(results), *apart, *sweeps, _arms(data)]
 
 
 def _apart(data: Mapping[str, Any]) -> Section:

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evometa import champion, folder
 from evometa.archives import events, ledger
 from evometa.archives.read import Archive
 from evometa.errors import IntegrityError
+from evometa.reports.changes import readable
 from evometa.space import Space
 
 Rows = list[dict[str, Any]]
@@ -148,7 +147,7 @@ def report_data(path: Path) -> dict[str, Any]:
             "validation": best.validation,
             "baseline": best.baseline if math.isfinite(best.baseline) else None,
             "domains": list(best.domains),
-            "params": {k: v for k, v in flat(space.decode_host(best.genome)).items() if not isinstance(v, np.ndarray)},
+            "params": readable(space, best.genome),
         }
     diary = events.read(path)
     for event in diary:
@@ -352,11 +351,3 @@ def scores_rows(path: Path, candidate: tuple[int, int] | None) -> Rows:
         " median(loss) FILTER (generation = (SELECT max(generation) FROM lineage)) AS last_generation,"
         " min(loss) AS best_observed FROM scores GROUP BY ALL ORDER BY query, domain",
     )
-
-
-def flat(candidate: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested candidate as one level of dotted names."""
-    out: dict[str, Any] = {}
-    for name, value in candidate.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return out

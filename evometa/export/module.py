@@ -1,0 +1,278 @@
+"""A found rule as a Python module that needs nothing of evometa: NumPy, or JAX and Optax.
+
+The module is straight-line arithmetic, one line per instruction, in float32 and in the order in which the run did it.
+It is text made from a checked program over a fixed table of operations; nothing of the archive gets into it but
+numbers and the run's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evometa.errors import ConfigError
+from evometa.programs.code import Instruction, Program
+from evometa.programs.formula import text
+from evometa.programs.operations import OPERATIONS
+from evometa.programs.simplify import simplify
+
+_HELPERS = {
+    "_div": """
+def _div(a, b):
+    return a / xp.where(xp.abs(b) < _F(1e-12), xp.where(b < 0, _F(-1e-12), _F(1e-12)), b)
+""",
+    "_clip": """
+def _clip(a, b):
+    return xp.clip(a, -xp.abs(b), xp.abs(b))
+""",
+    "_layer_mean": """
+def _layer_mean(a, layers):
+    return xp.concatenate([xp.broadcast_to(xp.mean(part), part.shape) for part in _parts(a, layers)])
+""",
+    "_layer_rms": """
+def _layer_rms(a, layers):
+    means = [xp.sqrt(xp.mean(part * part)) for part in _parts(a, layers)]
+    return xp.concatenate([xp.full(n, mean, xp.float32) for n, mean in zip(layers, means)])
+""",
+    "_mean": """
+def _mean(a, layers):
+    return xp.mean(xp.broadcast_to(a, (sum(layers),)))
+""",
+    "_rms": """
+def _rms(a, layers):
+    a = xp.broadcast_to(a, (sum(layers),))
+    return xp.sqrt(xp.mean(a * a))
+""",
+}
+_FAN_IN = """
+def _fan_in(tree):
+    # Inputs of each unit. A matrix's last axis are its units; a vector of biases belongs to the nearest matrix
+    # (one before it where two are as near) with as many units, and stands alone where there is none.
+    leaves = jax.tree.leaves(tree)
+    known = {i: leaf.size // leaf.shape[-1] for i, leaf in enumerate(leaves) if leaf.ndim > 1}
+
+    def of(i):
+        if i in known or not leaves[i].ndim:
+            return known.get(i, 1)
+        same = [j for j in known if leaves[j].shape[-1] == leaves[i].shape[0]]
+        return known[min(same, key=lambda j: (abs(i - j), j > i))] if same else 1
+
+    return xp.concatenate([xp.full(leaf.size, of(i), xp.float32) for i, leaf in enumerate(leaves)])
+"""
+_PARTS = """
+def _parts(a, layers):
+    a, ends = xp.broadcast_to(a, (sum(layers),)), [0]
+    for n in layers:
+        ends.append(ends[-1] + n)
+    return [a[i:j] for i, j in zip(ends[:-1], ends[1:])]
+"""
+
+
+def python_module(program: Program, origin: str, numbers: Mapping[str, float]) -> str:
+    """A NumPy module: `start(...) -> memory` and `update(memory, ...) -> (outputs, memory)` on arrays of one size."""
+    program = simplify(program)
+    inputs = _read(program)
+    words = program.vocabulary
+    what = [f"    {r.name}: {r.type}{', ' + r.text if r.text else ''}" for r in words.inputs if r.name in inputs]
+    beside = "\n".join(f"{_constant(name)} = {value!r}  # searched beside the rule" for name, value in numbers.items())
+    return "\n".join(
+        [
+            _head(program, origin),
+            "",
+            "Inputs of `update`, float32: tensors are flat arrays [n], one number per element; a layer input holds the",
+            "number of its layer once for each element; scalars are numbers; `layers` are the layers' sizes.",
+            "",
+            *(what or ["    none"]),
+            '"""',
+            "",
+            "import numpy as xp",
+            "",
+            "_F = xp.float32",
+            *([beside] if beside else []),
+            _core(program),
+        ]
+    )
+
+
+def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) -> str:
+    """A module whose function `found_rule(...)` gives an Optax `GradientTransformation`.
+
+    Raises `ConfigError` for programs of a vocabulary that is not made of optimizer inputs.
+    """
+    words, known = program.vocabulary, {"w", "g", "t", "progress", "fan_in"}
+    unknown = [register.name for register in words.inputs if register.name not in known]
+    if unknown or [register.name for register in words.outputs] != ["step"]:
+        raise ConfigError(
+            f"export: --as optax needs an optimizer rule (inputs of {', '.join(sorted(known))}; output step),"
+            f" got one of vocabulary {words.name!r}. Try --as python"
+        )
+    program = simplify(program)
+    inputs = _read(program)
+    steps = "steps, " if "progress" in inputs else ""
+    rate = numbers.get("lr", 1.0)
+    given = {
+        "w": "w=ravel_pytree(params)[0].astype(xp.float32)",
+        "g": "g=flat.astype(xp.float32)",
+        "t": "t=count.astype(xp.float32)",
+        "progress": "progress=count.astype(xp.float32) / _F(steps)",
+        "fan_in": "fan_in=_fan_in(updates)",
+    }
+    early = ", fan_in=_fan_in(params)" if "fan_in" in _read(program, setup=True) else ""
+    arguments = ", ".join(given[name] for name in given if name in inputs)
+    needs_params = (
+        ["        if params is None:", '            raise ValueError("this rule reads the weights: pass params")']
+        if "w" in inputs
+        else []
+    )
+    lines = [
+        _head(program, origin),
+        "",
+        "    optimizer = found_rule()" if not steps else "    optimizer = found_rule(steps=1000)",
+        "    state = optimizer.init(params)",
+        "    updates, state = optimizer.update(gradients, state, params)",
+        "    params = optax.apply_updates(params, updates)",
+        "",
+        "`learning_rate` multiplies the rule's step; its default is the run's. It may be a schedule (step -> number).",
+        *(["`steps` is how many steps the training will take: the rule knows how far it has come."] if steps else []),
+        '"""',
+        "",
+        "from typing import Any, NamedTuple",
+        "",
+        "import jax",
+        "import jax.numpy as xp",
+        "import optax",
+        "from jax.flatten_util import ravel_pytree",
+        "",
+        "_F = xp.float32",
+        f"LEARNING_RATE = {rate!r}",
+        "",
+        "",
+        "class State(NamedTuple):",
+        "    count: Any  # [] int32: steps taken",
+        "    memory: Any  # dict of arrays [numbers of all weights]",
+        "",
+        "",
+        "def _layers(tree):",
+        "    return tuple(leaf.size for leaf in jax.tree.leaves(tree))",
+        "",
+        *([_FAN_IN] if "fan_in" in inputs or early else []),
+        _core(program),
+        "",
+        f"def found_rule({steps}learning_rate=LEARNING_RATE):",
+        '    """The rule as an `optax.GradientTransformation`; weights of any tree, a leaf is a layer."""',
+        "",
+        "    def init(params):",
+        f"        return State(xp.zeros([], xp.int32), start(layers=_layers(params){early}))",
+        "",
+        "    def update(updates, state, params=None):",
+        *needs_params,
+        "        count = state.count + 1",
+        "        flat, restore = ravel_pytree(updates)",
+        f"        outputs, memory = _update(state.memory, layers=_layers(updates), {arguments})".replace(", )", ")"),
+        "        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate",
+        "        step = xp.broadcast_to(outputs['step'] * _F(1.0) * rate, flat.shape).astype(flat.dtype)",
+        "        return restore(step), State(count, memory)",
+        "",
+        "    return optax.GradientTransformation(init, update)",
+        "",
+    ]
+    return (
+        "\n".join(lines)
+        .replace("def update(memory", "def _update(memory")
+        .replace("outputs['step']", 'outputs["step"]')
+    )
+
+
+def _head(program: Program, origin: str) -> str:
+    formula = text(program).replace("\\", "\\\\").replace('"""', "'''")
+    return f'"""A rule of vocabulary {program.vocabulary.name!r}, found by evometa: {origin}.\n\n    {formula}'
+
+
+def _core(program: Program) -> str:
+    """`start` and `update` and the helpers that they use."""
+    words = program.vocabulary
+    names = [register.name for register in words.registers]
+    kept = _memory(program)
+    early_memory = {names[o] for row in program.setup for o in (*row.operands, row.destination)} & {
+        register.name for register in words.memory
+    }
+    early, late = _read(program, setup=True), _read(program)
+    body = [*_lines(program, program.setup), *_lines(program, program.update)]
+    used = [name for name in _HELPERS if any(f"{name}(" in line for line in body)]
+    helpers = "".join(("\n" + _HELPERS[name]) for name in used)
+    if any(name.startswith("_layer") for name in used):
+        helpers = "\n" + _PARTS + helpers
+    zeros = [f"    {name} = xp.zeros(sum(layers), xp.float32)" for name in kept]
+    outputs = [register.name for register in words.outputs]
+    begin = [f"    {name} = memory[{name!r}]" for name in kept]
+    unset = [name for name in outputs if name in _unwritten(program)]
+    begin += [f"    {name} = _F(0.0)" for name in unset]
+    wide = ["", "", "def _wide(a, layers):", "    return xp.broadcast_to(xp.asarray(a, xp.float32), (sum(layers),))"]
+    return "\n".join(
+        [
+            helpers,
+            "",
+            f"def start(*, layers{''.join(', ' + name for name in early)}):",
+            '    """Memory before the first step."""',
+            *zeros,
+            *[f"    {name} = _F(0.0)" for name in sorted(early_memory - set(kept))],
+            *_lines(program, program.setup),
+            f"    return {{{', '.join(f'{name!r}: _wide({name}, layers)' for name in kept)}}}",
+            "",
+            "",
+            f"def update(memory, *, layers{''.join(', ' + name for name in late)}):",
+            '    """Outputs by name, and the memory for the next step."""',
+            *begin,
+            *_lines(program, program.update),
+            f"    outputs = {{{', '.join(f'{name!r}: {name}' for name in outputs)}}}",
+            f"    return outputs, {{{', '.join(f'{name!r}: _wide({name}, layers)' for name in kept)}}}",
+            *(wide if kept else []),
+            "",
+        ]
+    ).replace("'", '"')
+
+
+def _unwritten(program: Program) -> set[str]:
+    """Registers that `update` reads before it writes them, or never writes."""
+    names = [register.name for register in program.vocabulary.registers]
+    written: set[str] = set()
+    unset = set(names) - {names[row.destination] for row in program.update}
+    for row in program.update:
+        unset |= {names[operand] for operand in row.operands} - written
+        written.add(names[row.destination])
+    return unset
+
+
+def _memory(program: Program) -> list[str]:
+    """The memory registers whose value at the end of a step is read at the next: the rule's state."""
+    unset = _unwritten(program)
+    read = {program.vocabulary.registers[operand].name for row in program.update for operand in row.operands}
+    return [register.name for register in program.vocabulary.memory if register.name in unset & read]
+
+
+def _read(program: Program, setup: bool = False) -> list[str]:
+    """The inputs that a section reads, in the vocabulary's order."""
+    section = program.setup if setup else program.update
+    numbers = {operand for row in section for operand in row.operands}
+    return [register.name for i, register in enumerate(program.vocabulary.inputs) if i in numbers]
+
+
+def _lines(program: Program, section: Sequence[Instruction]) -> list[str]:
+    words = program.vocabulary
+    names = [register.name for register in words.registers]
+    for i, value in enumerate(program.constants):
+        names[words.first_constant + i] = f"_F({np.float32(value)!s})"  # the shortest text that gives the same bits
+    lines = []
+    for row in section:
+        operation = OPERATIONS[words.operations[row.operation]]
+        operands = dict(zip("abc", (names[o] for o in row.operands), strict=False))
+        right = operation.python.format(**operands)
+        if operation.kind != "map":
+            right = right[:-1] + ", layers)"
+        lines.append(f"    {names[row.destination]} = {right}")
+    return lines
+
+
+def _constant(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name).upper()
