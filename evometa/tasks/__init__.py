@@ -5,4 +5,8 @@ TASKS = {
     "digits": "evometa.tasks.digits:digits",
     "tables": "evometa.tasks.tables:tables",
     "functions": "evometa.tasks.functions:functions",
+    "learned_opt": "evometa.tasks.learned_opt:learned_opt",
+    "local_rule": "evometa.tasks.local_rule:local_rule",
+    "sym_bbo": "evometa.tasks.sym_bbo:sym_bbo",
+    "rl_loss_graph": "evometa.tasks.rl_loss:rl_loss_graph",
 }

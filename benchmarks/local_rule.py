@@ -1,0 +1,131 @@
+"""Small tables of a finished study of neuron-local rules, for docs/local_rule.md.
+
+    evometa study studies/local_rule.toml --profile standard
+    python benchmarks/local_rule.py runs/local-rule-standard
+
+Writes benchmarks/results/local_rule-losses.csv (every arm on every sealed world), -shifts.csv (differences between arms
+with intervals, by kind of shift) and -rules.csv (the champions: formulas and numbers). Loss and error: see
+evometa/tasks/local_rule.py. The unit of an interval is search seed x world; where a shift has one world, the search
+seed; `shifts_low` and `shifts_high`, over all worlds, have the kind of shift as unit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.tables import save
+
+RESULTS = Path(__file__).parent / "results"
+RIVALS = ("static", "subspace", "oja", "random", "pca")
+QUERY = "probe"
+
+
+def errors(study: Path, runs: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """(arm, domain) -> share of wrong answers, mean over search seeds and inner seeds."""
+    import numpy as np
+
+    from evometa.archives.read import Archive
+
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for row in Archive(study / run["judged"]).judgements().to_pylist():
+            if row["phase"] == "test" and row["label"] != "baseline":
+                found.setdefault((run["arm"], row["domain"]), []).append(dict(row["metrics"])["error"])
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def losses(task: Any, arms: Mapping[str, Any], wrong: Mapping[tuple[str, str], float]) -> Iterator[dict[str, Any]]:
+    """One row per arm and world."""
+    for name, arm in arms.items():
+        mean = arm.losses[QUERY].mean(axis=(0, 2))
+        for i, domain in enumerate(arm.domains):
+            shift = task.domain(domain).tags["shift"]
+            yield {"arm": name, "domain": domain, "shift": shift, "loss": float(mean[i]), "error": wrong[name, domain]}
+
+
+def shifts(task: Any, arms: Mapping[str, Any], wrong: Mapping[tuple[str, str], float]) -> Iterator[dict[str, Any]]:
+    """One row per kind of shift, arm and rival."""
+    import numpy as np
+
+    from evometa.comparison import compare_arms
+
+    shift_of = {name: task.domain(name).tags["shift"] for name in next(iter(arms.values())).domains}
+    for shift in ("all", *dict.fromkeys(shift_of.values())):
+        columns = [i for i, name in enumerate(shift_of) if shift in ("all", shift_of[name])]
+        groups = shift_of if shift == "all" else None
+        cut = {
+            name: arm._replace(
+                domains=tuple(arm.domains[i] for i in columns), losses={QUERY: arm.losses[QUERY][:, columns]}
+            )
+            for name, arm in arms.items()
+        }
+        for name, arm in cut.items():
+            own = {"shift": shift, "worlds": len(columns), "arm": name, "loss": float(arm.losses[QUERY].mean())}
+            own["error"] = float(np.mean([wrong[name, domain] for domain in arm.domains]))
+            for rival in (rival for rival in RIVALS if rival in cut and rival != name):
+                made = compare_arms(arm, cut[rival], QUERY, groups=groups)
+                yield {
+                    **own,
+                    "rival": rival,
+                    "difference": made.difference.difference,
+                    "low": made.difference.low,
+                    "high": made.difference.high,
+                    "shifts_low": made.families.low if made.families else "",
+                    "shifts_high": made.families.high if made.families else "",
+                    "wins": made.wins,
+                }
+
+
+def rules(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row per run of a search: its champion."""
+    import evometa
+    from evometa.programs.formula import text_of
+    from evometa.programs.vocabularies import PLASTICITY
+
+    for row in runs:
+        run = evometa.open(study / row["judged"])
+        if run.champion is None or row["arm"] in ("static", "pca", "raw"):
+            continue
+        found = dict(run.params)
+        code = found.pop("rule", None)
+        yield {
+            "arm": row["arm"],
+            "seed": row["seed"],
+            "validation": run.champion.validation,
+            **{name: found[name] for name in ("rate", "homeostasis")},
+            "rule": row["arm"] if code is None else text_of(PLASTICITY, code),
+        }
+
+
+def main() -> None:
+    """Collect the study named on the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    from evometa import compare
+    from evometa.api import reopen
+
+    runs = json.loads((arguments.study / "study.json").read_text())["runs"]
+    loaded = compare.load([arguments.study / row["judged"] for row in runs], [row["label"] for row in runs])
+    task = reopen(arguments.study / runs[0]["judged"]).task
+    arms = {name: arm for name, arm in loaded.arms.items() if not name.startswith("baseline")}
+    wrong = errors(arguments.study, runs)
+    for name, rows in (
+        ("losses", list(losses(task, arms, wrong))),
+        ("shifts", list(shifts(task, arms, wrong))),
+        ("rules", list(rules(arguments.study, runs))),
+    ):
+        path = arguments.out / f"local_rule-{name}.csv"
+        save(path, rows)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
