@@ -1,9 +1,9 @@
 """Does evometa claim anything where there is nothing to claim? About ten minutes on two cores.
 
-    python benchmarks/calibration.py                        # all sections, into benchmarks/results
-    python benchmarks/calibration.py simulated noise        # some of them
-    python benchmarks/calibration.py page                   # print the tables of docs/trust.md from what was measured
-    python benchmarks/calibration.py --quick --out /tmp/c   # few trials and runs: a test of the script itself
+    python benchmarks/calibration.py                          # all sections, into benchmarks/results
+    python benchmarks/calibration.py simulated noise          # some of them
+    python benchmarks/calibration.py page                     # print the tables of docs/trust.md from what was measured
+    python benchmarks/calibration.py --quick --out runs/quick # few trials and runs: a test of the script itself
 
 simulated: an arm against its own clone, losses drawn from a model whose parts are known (calibration-simulated.csv).
 resampled: the same with losses of real champions on sealed data: the ladder's demonstration languages, opened once
@@ -34,6 +34,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.calibration_runs import KEPT, champions, noise, opened, promises, word_losses
 from benchmarks.coverage import write
+from benchmarks.tables import save as save_table
 from evometa.comparison import Arm
 from evometa.machine import keep_compilations, use_host_devices
 from evometa.statistics import Floats
@@ -290,10 +291,7 @@ def main() -> None:
         def save_resampled(trials: int, searches: int, runs: Path) -> None:
             table, losses = resampled(np.random.default_rng([SEED, 1]), trials, searches, runs)
             save("resampled", RATES, table)
-            with (arguments.out / "calibration-losses.csv").open("w", newline="") as file:  # too long to print
-                rows = csv.DictWriter(file, list(losses[0]), lineterminator="\n")
-                rows.writeheader()
-                rows.writerows(losses)
+            save_table(arguments.out / "calibration-losses.csv", losses)  # too long to print
 
         def show() -> None:
             print("\n\n".join("\n".join(page(name, arguments.out)) for name in sections))

@@ -13,7 +13,6 @@ own CMA-ES included. Processor time, not wall time: other programs on the machin
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -21,6 +20,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.tables import save
 
 RESULTS = Path(__file__).parent / "results" / "nesting.csv"
 POPULATION, GENERATIONS = 8, {2: 32, 3: 4}  # of the levels below the top
@@ -122,12 +124,7 @@ def main() -> None:
         rows.append({"task": task, "levels": levels, **found, "compile_ratio": ratio})
         print(rows[-1], flush=True)
     fields = ["task", "levels", "trace_seconds", "compile_seconds", "compile_ratio", "lower_ms", "plain_ms", "ratio"]
-    arguments.out.parent.mkdir(exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()})
+    save(arguments.out, rows, fields, digits=3)
     print(arguments.out.read_text())
 
 

@@ -17,7 +17,7 @@ Loss: log10(1e-8 + f) of the mean that a search ends with: a difference of -1 is
 from __future__ import annotations
 
 import argparse
-import csv
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +26,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.tables import save
 from evometa.machine import cores, keep_compilations, use_host_devices
 
 RESULTS = Path(__file__).parent / "results" / "tuning.csv"
@@ -204,12 +206,7 @@ def main() -> None:
         runs = {arm: [evometa.open(folder / f"{arm}-s{seed}") for seed in seeds] for arm in ARMS}
         unseal_many([run.path for mine in runs.values() for run in mine], api.reopen, FEWEST_SEEDS)
         rows = table(runs, FEWEST_SEEDS)
-    arguments.out.parent.mkdir(exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+    save(arguments.out, rows, FIELDS)
     print(arguments.out.read_text())
 
 

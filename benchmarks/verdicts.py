@@ -1,18 +1,24 @@
-"""Small tables of finished studies, for docs/verdicts: python benchmarks/verdicts.py FOLDER STUDY...
+"""Small tables of finished studies, for docs/verdicts: python benchmarks/verdicts.py [FOLDER STUDY...]
 
 Reads each study's report.json; writes FOLDER/<study>.arms.csv (losses, differences, intervals, budgets),
 <study>.domains.csv (every arm on every domain) and <study>.claims.csv, and copies the figure.
+Without a study there is nothing to collect.
 """
 
 from __future__ import annotations
 
-import csv
+import argparse
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.tables import save
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "verdicts" / "results"
 
 
 def arms(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -74,31 +80,25 @@ def claims(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**{name: row.get(name) for name in names}, "roles": " ".join(row["roles"])} for row in verdict["claims"]]
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as CSV, numbers with six digits."""
-    if not rows:
-        return
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{x:.6g}" if isinstance(x, float) else x for key, x in row.items()} for row in rows)
-    print(path)
-
-
 def _one(ends: Sequence[int] | None) -> int | None:
     return ends[-1] if ends else None
 
 
 def main() -> None:
     """Collect the studies named on the command line."""
-    folder, *studies = map(Path, sys.argv[1:])
-    folder.mkdir(parents=True, exist_ok=True)
-    for study in studies:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS)
+    parser.add_argument("studies", nargs="*", type=Path, metavar="STUDY")
+    arguments = parser.parse_args()
+    for study in arguments.studies:
         report = json.loads((study / "report.json").read_text())
         for name, rows in (("arms", arms), ("domains", domains), ("claims", claims)):
-            write(folder / f"{study.name}.{name}.csv", rows(report))
+            path, table = arguments.folder / f"{study.name}.{name}.csv", rows(report)
+            if table:
+                save(path, table, digits=6)
+                print(path)
         if (study / "figure.svg").is_file():
-            shutil.copy(study / "figure.svg", folder / f"{study.name}.svg")
+            shutil.copy(study / "figure.svg", arguments.folder / f"{study.name}.svg")
 
 
 if __name__ == "__main__":

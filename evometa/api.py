@@ -226,6 +226,7 @@ def reopen(path: Path) -> Session:
 
 
 def _finish(path: Path, session: Session, until: int, watch: Watch, start: Callable[[], Any] | None) -> Run:
+    unsealing.enter_search(path, session)
     state = driver.advance(path, session, until, watch, start)
     best = champion.last(path)
     if best is None or best.generations != until:

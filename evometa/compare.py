@@ -14,27 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from evometa import folder
+from evometa import comparison as methods
+from evometa import folder, study_record
 from evometa.archives import events, ledger
 from evometa.archives.read import Archive
 from evometa.arms import BASELINE, Budget, budgets, families, label
-from evometa.comparison import (
-    Arm,
-    Estimate,
-    compare_arms,
-    components,
-    detectable,
-    differences,
-    gap_closed,
-    holm,
-    restrict,
-    summarize,
-)
+from evometa.comparison import Arm, compare_arms
 from evometa.errors import EvometaError, IntegrityError, UsageError, did_you_mean
 from evometa.statistics import Floats
 
 BASELINE_OF = "baseline of "  # what the baselines of other arms are called where there are several
 ORACLE = "oracle"  # the arm of this name is the end of the gap that others close
+AWAY, HOME = "away", "home"
+GAP = "away-home"  # a query that nobody is asked: how much worse an arm does away than at home, cell by cell
 WORDS = {
     "evaluations": "candidates scored",
     "trainings": "inner trainings",
@@ -56,6 +48,7 @@ class Loaded(NamedTuple):
     looks: dict[str, int | None]  # domain -> how often its data were opened by now; None: the ledger is not here
     budgets: tuple[Budget, ...]  # one per run
     notes: tuple[str, ...]
+    searched: tuple[str, ...] = ()  # arms whose search used the test domains' own data
 
 
 class _Run(NamedTuple):
@@ -101,10 +94,14 @@ def load(paths: Sequence[Path | str], names: Sequence[str | None] | None = None,
         arms[name] = _arm(name, members, runs, losses, queries, domains, 0)
         baselines[name] = _arm(name, members, runs, losses, queries, domains, 1)
     arms |= _baselines(baselines, notes)
+    if gap_of(queries):
+        arms = {k: a._replace(losses={**a.losses, GAP: a.losses[AWAY] - a.losses[HOME]}) for k, a in arms.items()}
     told = runs[0].record["task"]["objectives"][0].split(":")[0]
     query = "away" if "away" in queries else told if told in queries else queries[0]
     looks = _looks(runs, number, domains, notes)
-    return Loaded(arms, query, queries, domains, number, looks, budgets(paths, labels), tuple(notes))
+    searched = dict.fromkeys(name for name, run in zip(labels, runs, strict=True) if _searched(run.path))
+    used = budgets(paths, labels)
+    return Loaded(arms, query, queries, domains, number, looks, used, tuple(notes), tuple(searched))
 
 
 # --- reading one run ------------------------------------------------------------------------------------------
@@ -119,6 +116,13 @@ def _read(path: Path, order: int) -> _Run:
             f"{path.name} has not been opened, so there is nothing held out to compare. Type: evometa unseal {path}"
         )
     return _Run(path, record, openings, order)
+
+
+def _searched(path: Path) -> bool:
+    """Whether a run's search used sealed data: its study's record says so, or its own diary."""
+    if study_record.is_study(path.parent):
+        return any(run["oracle"] for run in study_record.read(path.parent)["runs"] if run["judged"] == path.name)
+    return any(event["kind"] == study_record.SEARCHED for event in events.read(path))
 
 
 def _common_opening(runs: Sequence[_Run], wanted: int | None) -> int:
@@ -179,6 +183,11 @@ def _arm(
 ) -> Arm:
     seeds = tuple(runs[i].seed for i in members)
     return Arm(name, seeds, domains, {query: np.stack([losses[i][query][who] for i in members]) for query in queries})
+
+
+def gap_of(queries: Sequence[str]) -> tuple[str, ...]:
+    """What claims may ask besides the queries: the generalization gap, where there is a home and an away."""
+    return (GAP,) if {AWAY, HOME} <= set(queries) else ()
 
 
 def _baselines(found: Mapping[str, Arm], notes: list[str]) -> dict[str, Arm]:
@@ -272,7 +281,7 @@ def results(
         if name != rival and not name.startswith(BASELINE_OF) and name != BASELINE:
             rows.append(_against(loaded, arm, rival, query, groups, level))
     p_values = [math.nan if row["p_value"] is None else row["p_value"] for row in rows]
-    for row, p_value, adjusted in zip(rows, p_values, holm(p_values), strict=True):
+    for row, p_value, adjusted in zip(rows, p_values, methods.holm(p_values), strict=True):
         row["p_holm"] = None if math.isnan(p_value) else adjusted
     return {
         "rival": rival,
@@ -287,6 +296,7 @@ def results(
         "budgets": totals(loaded.budgets),
         "unequal": unequal(loaded.budgets),
         "notes": list(loaded.notes),
+        "searched": list(loaded.searched),
     }
 
 
@@ -310,14 +320,14 @@ def _against(
     def paired(name: str) -> Arm:
         other = loaded.arms[name]
         # The baseline was judged in every run: the arm's own rows of it are its pairs.
-        return restrict(other, arm.seeds) if name == BASELINE and set(arm.seeds) <= set(other.seeds) else other
+        return methods.restrict(other, arm.seeds) if name == BASELINE and set(arm.seeds) <= set(other.seeds) else other
 
     other = paired(rival)
     found = compare_arms(arm, other, query, level=level, groups=groups)
     gap = None
     if ORACLE in loaded.arms and BASELINE in loaded.arms and arm.name not in (ORACLE, BASELINE):
-        gap = _estimate(gap_closed(arm, paired(BASELINE), loaded.arms[ORACLE], query, level=level))
-    parts = components(differences(arm, other, query))
+        gap = _plain(methods.gap_closed(arm, paired(BASELINE), loaded.arms[ORACLE], query, level=level)._asdict())
+    parts = methods.components(methods.differences(arm, other, query))
     size = (len(arm.seeds), len(arm.domains))
     return {
         "arm": arm.name,
@@ -327,9 +337,9 @@ def _against(
         "ties": found.ties,
         "domains": len(found.domains),
         "searches": len(found.seeds),
-        "improvement": _estimate(found.improvement),
+        "improvement": _plain(found.improvement._asdict()),
         "gap": gap,
-        "detectable": _plain({"x": detectable(parts, *size, alpha=1 - level)})["x"],
+        "detectable": _plain({"x": methods.detectable(parts, *size, alpha=1 - level)})["x"],
         "per_domain": [
             {"domain": name, **_plain({"difference": float(value)})}
             for name, value in zip(found.domains, found.per_domain, strict=True)
@@ -338,17 +348,25 @@ def _against(
 
 
 def _summary(arm: Arm, queries: Sequence[str], level: float) -> dict[str, Any]:
-    found = {query: summarize(arm, query, level=level) for query in queries}
+    found = {query: methods.summarize(arm, query, level=level) for query in queries}
     by_query = {
         query: {
             **_plain({"mean": summary.mean}),
-            "interquartile_mean": _estimate(summary.middle),
+            "interquartile_mean": _plain(summary.middle._asdict()),
             "failed": summary.failed,
             "per_domain": [None if math.isnan(x) else float(x) for x in summary.per_domain],
         }
         for query, summary in found.items()
     }
-    return {"arm": arm.name, "seeds": list(arm.seeds), "queries": by_query}
+    return {"arm": arm.name, "seeds": list(arm.seeds), "queries": by_query, "gap": _gap(arm, level)}
+
+
+def _gap(arm: Arm, level: float) -> dict[str, Any] | None:
+    """An arm's generalization gap with its interval over search seeds x domains; None where it has none."""
+    if GAP not in arm.losses:
+        return None
+    away, home = (arm._replace(losses={GAP: arm.losses[query]}) for query in (AWAY, HOME))
+    return _plain(compare_arms(away, home, GAP, level=level).difference._asdict())
 
 
 def totals(used: Sequence[Budget]) -> list[dict[str, Any]]:
@@ -374,10 +392,6 @@ def _range(values: set[int | None]) -> str:
     if not known:
         return "not counted"
     return f"{known[0]:,}" if known[0] == known[-1] else f"{known[0]:,} to {known[-1]:,}"
-
-
-def _estimate(found: Estimate) -> dict[str, Any]:
-    return _plain(found._asdict())
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

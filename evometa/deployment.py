@@ -12,15 +12,23 @@ from evometa import champion, folder
 from evometa.errors import EvometaError, UsageError
 from evometa.nest_search import SLOTS, START, TUNES
 from evometa.space import Space, flatten
-from evometa.spec import Spec, build
+from evometa.spec import ChampionSpec, Spec, build
 
 
-def deployed_spec(path: Path, *, generations: int | None = None, population: int | None = None) -> Spec:
+def deployed_spec(
+    path: Path,
+    *,
+    generations: int | None = None,
+    population: int | None = None,
+    champion_spec: ChampionSpec | None = None,
+) -> Spec:
     """The spec of the run one level below whose settings are the champion of the run at `path`.
 
     What the upper level found (hyperparameters, start, slots) is held; the search below is then an ordinary run, over
-    all train domains of the task, with its lineage in an archive of its own. Raises `UsageError` for a run of fewer
-    than two levels, `EvometaError` for one without a champion.
+    all train domains of the task, with its lineage in an archive of its own. `champion_spec`: how that run's champion
+    is chosen, by default as any ordinary run's is; a run that is itself a search of searches keeps its own way, for
+    there every judgement costs a search. Raises `UsageError` for a run of fewer than two levels, `EvometaError` for
+    one without a champion.
     """
     record = folder.read_record(path)
     spec = build({**record["spec"], "generations": record["generations"]})
@@ -32,6 +40,8 @@ def deployed_spec(path: Path, *, generations: int | None = None, population: int
     space = Space.from_json(record["task"]["space"])
     settings = settings_of(space.decode_host(best.genome), {column.name for column in space.columns})
     below = spec.below(spec.levels - 1)
+    if champion_spec is None:
+        champion_spec = spec.champion if spec.levels > 2 else ChampionSpec.model_validate({})
     values = {
         **spec.identity(),
         "levels": spec.levels - 1,
@@ -41,6 +51,7 @@ def deployed_spec(path: Path, *, generations: int | None = None, population: int
         "generations": generations or below.generations,
         "fixed": {**spec.fixed, **settings[SLOTS]},
         "start": "baseline",
+        "champion": champion_spec.model_dump(),
         "plan": {},
         "name": f"{path.name}-deployed",
     }

@@ -172,7 +172,10 @@ def _domain(task: Task, label: str, world: World, host: bool) -> Domain:
     tags = {"support": ",".join(world.support), "query": ",".join(judged)}
     if len(judged) == 1:
         tags = {**task.domain(judged[0]).tags, **tags}
-    sealed = any(task.domain(name).sealed for name in (*world.support, *judged))
+    everybody = [task.domain(name) for name in dict.fromkeys((*world.support, *judged))]
+    copies = [domain.tags["copy_of"] for domain in everybody if "copy_of" in domain.tags]
+    tags |= {"copy_of": ",".join(dict.fromkeys(copies))} if copies else {}
+    sealed = any(domain.sealed for domain in everybody)
     names = list(dict.fromkeys(query for name in judged for query in task.domain(name).queries))
     if host:
         queries = {query: partial(_host_query, task, query, judged) for query in names}

@@ -127,7 +127,12 @@ def _carry(path: Path, run: Planned, progress: str, watch: Watches, sessions: _S
         upper = path / name
         spec = deployed_spec(upper)
         if deploy is not None and spec.levels == 1:
-            spec = deployed_spec(upper, generations=deploy.generations, population=deploy.population)
+            spec = deployed_spec(
+                upper,
+                generations=deploy.generations,
+                population=deploy.population,
+                champion_spec=deploy.champion,
+            )
         name = f"{name}-deployed"
         below = spec.model_copy(update={"name": name})
         _run(path, name, lambda below=below: below, below.generations, f"{progress}: {name}", watch, sessions)

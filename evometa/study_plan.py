@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from evometa import session
 from evometa.arms import BASELINE
+from evometa.compare import gap_of
 from evometa.contract import Task
 from evometa.errors import ConfigError, EvometaError, did_you_mean
 from evometa.spec import Spec, build, canonical
@@ -270,7 +271,7 @@ def _rule(spec: StudySpec, source: Source, variants: Sequence[Variant], task: Ta
         raise source.error(("seeds",), "a verdict on methods needs at least 2 search seeds, got 1. Write seeds = 10")
     try:
         rule = rule_from({"claims": spec.claims, **declared})
-        check_names(rule, labels, task.query_names, sweeps)
+        check_names(rule, labels, [*task.query_names, *gap_of(task.query_names)], sweeps)
     except ConfigError as error:
         named = re.match(r"claim '([^']*)'", str(error))
         raise ConfigError(f"{_claim_line(source, named[1] if named else None)}{error}") from None

@@ -14,6 +14,7 @@ from evometa.archives.write import ensure_folder, storage, write_once
 from evometa.errors import NotFound, ResumeMismatch
 
 FORMAT = "1.0"
+SEARCHED = "searched"  # in the diary of a run that is no study's: it searches on sealed data (see unseal.py)
 
 
 def is_study(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from evometa.contract import NAME
 from evometa.errors import ConfigError, NotFound, did_you_mean
+from evometa.spec import ChampionSpec, line_of, read_toml
 from evometa.spec import explain as explain_run
-from evometa.spec import line_of, read_toml
 
 # Keys of an arm that are the study's; all others are those of a run's spec.
 ARM_KEYS = ("control", "budget", "why", "deploy", "oracle")
@@ -25,10 +25,15 @@ class _Part(BaseModel):
 
 
 class Deploy(_Part):
-    """The run that an arm of several levels ends in; None: as long and as large as its lower searches."""
+    """The run that an arm of several levels ends in; None: as long and as large as its lower searches.
+
+    `champion`: how that run's champion is chosen; None: as any ordinary run's is, whatever the arm says of the searches
+    above it.
+    """
 
     generations: int | None = Field(None, ge=1)
     population: int | None = Field(None, ge=1)
+    champion: ChampionSpec | None = None
 
 
 class ArmSpec(BaseModel):
@@ -59,8 +64,13 @@ class Rule(_Part):
 
 
 class Profile(_Part):
-    """What a profile changes."""
+    """What a profile changes.
 
+    `only`: the arms that it runs, of all that the file has. Claims that need another arm go with it, and so does a
+    verdict that counts on such a claim: a rule holds whole or not at all.
+    """
+
+    only: list[str] | None = Field(None, min_length=1)
     seeds: int | list[int] | None = None
     inner_seeds: int | None = None
     apart: list[str] | None = None
@@ -111,7 +121,25 @@ class StudySpec(_Part):
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the study's numbers, as plain data."""
         data = self.model_dump(exclude={"profiles", "arms"})
-        return data | {"arms": {name: arm.model_dump() for name, arm in self.arms.items()}}
+        return data | {"arms": {name: self._resolved(arm) for name, arm in self.arms.items()}}
+
+    def _resolved(self, arm: ArmSpec) -> dict[str, Any]:
+        """An arm as plain data, with the way in which a deployed run's champion is chosen.
+
+        Left out where it is the arm's own: so it always was before `deploy` had a key for it, and the records of
+        studies of that time say what they mean.
+        """
+        data, values = arm.model_dump(), merge(self.base, arm.changes)
+        if values.get("levels", 1) < 2:
+            return data
+        own = ChampionSpec.model_validate(values.get("champion", {}))
+        deploy = arm.deploy or Deploy.model_validate({})
+        chosen = deploy.champion or ChampionSpec.model_validate({})
+        if chosen != own:
+            data["deploy"] = {**deploy.model_dump(), "champion": chosen.model_dump()}
+        elif data["deploy"] is not None:
+            del data["deploy"]["champion"]
+        return data
 
 
 class Source(NamedTuple):
@@ -186,6 +214,7 @@ def _own_error(error: ValidationError, source: Source) -> ConfigError:
     path = [str(step) for step in first["loc"] if not isinstance(step, int) and step not in ("list[int]", "int")]
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = {"verdict": Rule, "profiles": Profile, "arms": Deploy}.get(path[0], StudySpec)
+        model = ChampionSpec if path[-2:-1] == ["champion"] else model
         known = (StudySpec if len(path) == 1 else model).model_fields
         hint = did_you_mean(path[-1], known)
         return source.error(tuple(path), f"unknown key {'.'.join(path)!r}.{hint} Known: {', '.join(known)}")
@@ -209,16 +238,37 @@ def _check_arm(name: str, arm: ArmSpec, source: Source) -> None:
 
 
 def _with_profile(source: Source, profile: Profile, name: str) -> dict[str, Any]:
-    for arm in profile.arms:
-        if arm not in source.raw["arms"]:
-            known = source.raw["arms"]
-            raise source.error(
-                ("profiles", name, "arms", arm),
-                f"profile {name!r} changes an arm that does not exist: {arm!r}.{did_you_mean(arm, known)}"
-                f" Known: {', '.join(known)}",
-            )
-    changed = {key: value for key, value in profile.model_dump().items() if value not in (None, {})}
+    raw, known = source.raw, source.raw["arms"]
+    for key, arms in (("arms", profile.arms), ("only", profile.only or ())):
+        for arm in arms:
+            if arm not in known:
+                does = "changes" if key == "arms" else "keeps"
+                raise source.error(
+                    ("profiles", name, key, *([arm] if key == "arms" else [])),
+                    f"profile {name!r} {does} an arm that does not exist: {arm!r}.{did_you_mean(arm, known)}"
+                    f" Known: {', '.join(known)}",
+                )
+    changed = {k: v for k, v in profile.model_dump(exclude={"only"}).items() if v not in (None, {})}
+    if profile.only is not None:
+        raw = _kept(raw, profile.only)
+        changed["arms"] = {arm: values for arm, values in profile.arms.items() if arm in profile.only}
     if "sweep" in changed:
-        changed["sweep"] = {**flat(source.raw.get("sweep", {})), **flat(changed["sweep"])}
-        source = Source(source.path, {**source.raw, "sweep": {}})
-    return merge(source.raw, {**changed, "name": f"{source.raw['name']}-{name}"})
+        changed["sweep"] = {**flat(raw.get("sweep", {})), **flat(changed["sweep"])}
+        raw = {**raw, "sweep": {}}
+    return merge(raw, {**changed, "name": f"{raw['name']}-{name}"})
+
+
+def _kept(raw: Mapping[str, Any], only: Sequence[str]) -> dict[str, Any]:
+    """A study's table with some of its arms, the claims that these suffice for, and a verdict that is still whole."""
+
+    def suffices(claim: Mapping[str, Any]) -> bool:
+        named = [str(claim.get(key, "")).partition(",")[0] for key in ("arm", "rival")]
+        return all(name not in raw["arms"] or name in only for name in named)
+
+    out = {**raw, "arms": {name: values for name, values in raw["arms"].items() if name in only}}
+    out["claims"] = [claim for claim in raw.get("claims", []) if suffices(claim)]
+    names = {claim.get("name") for claim in out["claims"]}
+    verdict = raw.get("verdict", {})
+    if not names.issuperset([*verdict.get("confirms", []), *verdict.get("refutes", [])]):
+        out.pop("verdict")
+    return out

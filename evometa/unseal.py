@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from evometa.keys import Stream
 from evometa.session import Session
 from evometa.spec import canonical
 from evometa.statistics import Interval, over_domains, over_seeds, per_domain
+from evometa.study_record import SEARCHED
 
 FEWEST_SEEDS = 10
 
@@ -68,6 +70,37 @@ def unseal_many(
     number, seeds = _agree(openings, seeds, number)
     _open(openings, number, seeds, again=False, note=note)
     return number
+
+
+def enter_search(path: Path, session: Session) -> None:
+    """Enter in the ledger that the run at `path` searches on sealed data: on domains that say whose copies they are.
+
+    That is a look like an opening, made before the first candidate is scored, and the run's diary and every report say
+    so. Does nothing for other runs. A run of a study is entered by its study, which knows that all its oracles are one
+    look. Call it before a run goes on: what is entered already is entered once.
+    """
+    task = session.task
+    names = [name for name in (*task.split.train, *task.split.validation) if "copy_of" in task.domain(name).tags]
+    if not names or (path.parent / ledger.STUDY).is_file():
+        return
+    root, digests, sources = ledger.root(path), dict[str, str](), dict[str, str]()
+    said = next((event for event in events.read(path) if event["kind"] == SEARCHED), None)
+    if said and any(ledger.look(entry) == (said["hash"],) for entry in ledger.read(root)):
+        return
+    known = {domain.name: domain.tags for domain in task.domains}
+    for name in names:
+        held = datasets.load(task, [name])[0]
+        for original in task.domain(name).tags["copy_of"].split(","):
+            # Under the original's name, so that equal data have equal digests.
+            digests[original] = datasets.digest([replace(held, name=original)])
+            if "data" in (tags := known.get(original, {})):
+                sources[original] = tags["data"]
+    said = said or events.append(path, SEARCHED, domains=list(digests))
+    whole = hashlib.sha256("".join(digests.values()).encode()).hexdigest()
+    entry: dict[str, Any] = {"runs": [path.name], "data_digest": whole, "domains": digests}
+    if sources:
+        entry["sources"] = sources
+    ledger.append(root, {**entry, "seeds": 0, "use": "search", "announced": [said["hash"]]})
 
 
 def _agree(openings: Sequence[_Opening], seeds: int, number: int | None) -> tuple[int, int]:

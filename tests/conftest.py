@@ -2,5 +2,8 @@
 
 import jax
 
+from evometa.machine import spare_threads
+
+spare_threads()  # before JAX starts its backend: whichever test comes first, nested searches have threads to spare
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")

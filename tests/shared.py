@@ -53,9 +53,18 @@ def finished(tmp_path_factory, compile_cache):
 
 
 @pytest.fixture
-def copies(finished, tmp_path, monkeypatch):
+def enter_copy(tmp_path, monkeypatch):
+    """`enter_copy(folder)` copies a folder, makes the copy the current folder and returns it; it may be changed."""
+
+    def enter(folder):
+        target = shutil.copytree(folder, tmp_path / "copies")
+        monkeypatch.chdir(target)
+        return target
+
+    return enter
+
+
+@pytest.fixture
+def copies(finished, enter_copy):
     """A copy of the finished runs, as current folder; may be changed."""
-    target = tmp_path / "copies"
-    shutil.copytree(finished, target)
-    monkeypatch.chdir(target)
-    return target
+    return enter_copy(finished)

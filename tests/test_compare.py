@@ -20,6 +20,8 @@ from evometa.errors import ConfigError, EvometaError, NotFound, UsageError
 from evometa.statistics import crossed, over_domains
 from evometa.unseal import unseal_together
 
+pytest_plugins = ["shared"]
+
 # Two queries, three test domains of two families, seven inner steps per training.
 WORLD = '''"""A parabola per domain, and luck."""
 import numpy as np
@@ -70,12 +72,9 @@ def opened(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(opened, tmp_path, monkeypatch):
+def folder(opened, enter_copy):
     """A copy of the opened runs, as current folder; may be changed."""
-    target = tmp_path / "copy"
-    shutil.copytree(opened, target)
-    monkeypatch.chdir(target)
-    return target
+    return enter_copy(opened)
 
 
 GENETIC, RANDOM = ([f"runs/{arm}-s{seed}" for seed in SEEDS] for arm in ARMS)

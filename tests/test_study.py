@@ -19,6 +19,7 @@ import evometa
 import evometa.study
 from evometa.archives import events, ledger
 from evometa.archives.read import Archive
+from evometa.study_plan import plan
 
 pytest_plugins = ["shared"]
 
@@ -141,6 +142,57 @@ def test_called_again_it_changes_nothing_and_reports_the_same(copy, done):
     after = {k: v for k, v in files_of(copy / "runs").items() if "report" not in k and "figure" not in k}
     assert after == before
     assert "VERDICT" in cli("study", "q.toml").out
+
+
+def test_every_arm_has_its_generalization_gap(copy, done):
+    """S0-11: away - home, paired by cell; claims may ask for it as for a query."""
+    folder, data = done
+    arms = {row["arm"]: row for row in data["results"]["arms"]}
+    for row in arms.values():
+        means = row["queries"]
+        assert row["gap"]["difference"] == pytest.approx(means["away"]["mean"] - means["home"]["mean"], abs=1e-9)
+        assert row["gap"]["low"] <= row["gap"]["difference"] <= row["gap"]["high"]
+    text = (folder / "runs/q/report.md").read_text()
+    assert "| away - home |" in text and "the generalization gap" in text
+    asking = ARMS.replace('rival = "baseline"', 'rival = "baseline"\nquery = "away-home"', 1)
+    found = _findings(plan(write(copy, asking, "asked.toml")), copy / "runs" / "q")
+    assert found[0]["figure"] == pytest.approx(
+        arms["main"]["gap"]["difference"] - arms["baseline"]["gap"]["difference"]
+    )
+
+
+def _findings(study, path):
+    arms = evometa.study.compare.load(*evometa.study.study_record.arms_of(path)).arms
+    return evometa.study._verdict(study, arms, "away", {})["claims"]
+
+
+def test_a_run_that_searches_on_sealed_data_is_a_look(place, compile_cache):
+    """Outside a study, too: it is in the ledger before the first candidate, and whoever opens the data is told."""
+    from evometa import api, unseal
+    from evometa.session import prepare
+    from evometa.spec import build
+
+    write(place)
+    quad = (place / "quad.py").read_text()
+    kin = '{"kin": "odd" if n % 2 else "even"}'
+    (place / "quad.py").write_text(quad.replace(kin, kin[:-1] + ', **({"copy_of": name[:2]} if "-" in name else {})}'))
+    values = {"task": "quad.py:task", "strategy": "random_search", "population": 4, "generations": 2}
+    cheat, plain = (build({**values, "task_options": {"control": c}}) for c in ("oracle", ""))
+    run = api.begin(cheat.model_copy(update={"name": "cheat"}), place / "runs")
+    if not ledger.read(place / "runs"):  # where `begin` does not say it itself
+        unseal.enter_search(run.path, prepare(cheat))
+    (entry,) = ledger.read(place / "runs")
+    assert entry["use"] == "search" and entry["runs"] == ["cheat"] and set(entry["domains"]) == {"d3", "d4", "d5"}
+    assert [e["domains"] for e in events.read(run.path) if e["kind"] == "searched"] == [["d3", "d4", "d5"]]
+    fair = api.begin(plain.model_copy(update={"name": "fair"}), place / "runs")
+    unseal.enter_search(fair.path, prepare(plain))
+    unseal.enter_search(run.path, prepare(cheat))
+    assert len(ledger.read(place / "runs")) == 1, "one has searched on its own data, the other was entered before"
+    assert fair.unseal()["looks"] == 2, "equal data: the second look"
+    run.unseal()
+    said = cli("compare", "cheat=runs/cheat", "fair=runs/fair")
+    assert said.code == 0, said.err
+    assert "a bound and no method: cheat" in said.out and "no longer unseen: d3, d4, d5" in said.out
 
 
 def test_a_single_run_of_a_study_counts_in_the_ledger_beside_it(copy):
@@ -367,6 +419,7 @@ generations = 2
 levels = 2
 budget = "free"
 why = "a level more"
+champion = {observed = 1, replicates = 2}
 nest = {strategy = "random_search", tunes = {}, generations = 3, population = 3}
 deploy = {generations = 2, population = 4}
 """
@@ -382,12 +435,47 @@ def test_an_arm_of_two_levels_ends_in_the_run_that_it_deploys(place, compile_cac
     assert upper.record["spec"]["levels"] == 2 and "levels" not in below.record["spec"]
     assert below.generations == 2 and below.record["strategy"]["population"] == 4
     assert upper.champion is not None
+    assert upper.record["spec"]["champion"] == {"observed": 1, "replicates": 2}
+    assert below.record["spec"]["champion"] == {"observed": 4, "replicates": 5}, "chosen as any ordinary run's is"
     assert below.record["spec"]["start"] == pytest.approx([float(x) for x in upper.champion.genome])
     assert [e["kind"] for e in events.read(upper.path)].count("opening") == 0
     assert said.data["results"]["budgets"][0]["runs"] == ["nested-s0-deployed"]
     assert said.data["upper_budgets"][0]["evaluations"] == [8, 8]
     assert "evaluations above" in Path("runs/nested/report.md").read_text()
     assert cli("study", "q.toml", "--json").data == said.data
+
+
+def test_how_a_deployed_runs_champion_is_chosen_is_in_the_record(place):
+    """A study says it where it differs from the arm's own way; where it does not, the record is what it always was."""
+    (place / "ridge.py").write_text(RIDGE)
+    deploy = "deploy = {generations = 2, population = 4"
+    own = ", champion = {observed = 1, replicates = 2}"
+
+    def recorded(text):
+        return plan(write(place, text)).record()["study"]["arms"]["nested"]["deploy"]
+
+    assert recorded(NESTED.replace(deploy, deploy + own)) == {"generations": 2, "population": 4}
+    assert recorded(NESTED)["champion"] == {"observed": 4, "replicates": 5}
+    other = recorded(NESTED.replace(deploy, deploy + ", champion = {observed = 7}"))
+    assert other["champion"] == {"observed": 7, "replicates": 5}
+    plain = NESTED.replace("champion = {observed = 1, replicates = 2}\n", "").replace(deploy + "}\n", "")
+    assert recorded(plain) is None
+    write(place, NESTED.replace(deploy, deploy + ", champion = {obsrved = 7}"))
+    one_line(cli("study", "q.toml"), 4, "q.toml:", "obsrved", 'mean "observed"')
+
+
+def test_a_profile_may_keep_some_arms(place):
+    """Claims go with the arms that they need, and a verdict with any of its claims: a rule holds whole or not at all."""
+    kept = plan(write(place, STUDY + '\n[profiles.two]\nonly = ["random", "nothing"]\n'), "two")
+    assert [variant.arm for variant in kept.variants] == ["random", "nothing"]
+    assert kept.spec.claims == [] and kept.spec.verdict is None and kept.rule is None
+    kept = plan(write(place, STUDY + '\n[profiles.two]\nonly = ["main", "nothing"]\n'), "two")
+    assert [claim["name"] for claim in kept.spec.claims] == ["searching helps"]
+    assert kept.rule is not None and kept.rule.confirms == ("searching helps",)
+    refuting = STUDY + 'refutes = ["random is as good"]\n\n[profiles.two]\nonly = ["main", "nothing"]\n'
+    assert plan(write(place, refuting), "two").spec.verdict is None
+    write(place, STUDY + '\n[profiles.two]\nonly = ["mian"]\n')
+    one_line(cli("study", "q.toml", "--profile", "two"), 4, "q.toml:", "keeps an arm", "'mian'", 'mean "main"')
 
 
 def test_two_processes_do_not_run_one_study(copy):
@@ -481,7 +569,6 @@ def test_a_later_look_never_replaces_the_studys_own(copy, done):
 def test_without_the_ledger_nothing_is_confirmed(copy):
     """An oracle's use of the data could not be entered, and who looked before could not be told."""
     from evometa.study import _verdict
-    from evometa.study_plan import plan
 
     study = plan(copy / "q.toml")
     arms = evometa.study.compare.load(*evometa.study.study_record.arms_of(copy / "runs" / "q")).arms

@@ -49,7 +49,7 @@ def test_a_study_of_shifts_runs_small(tmp_path, monkeypatch, compile_cache):
     said = cli("study", STUDIES / "shift.toml", "--profile", "smoke", "--json")
     assert said.code == 0, said.err
     arms = {row["arm"] for row in said.data["results"]["arms"]}
-    assert {"static", "frequency", "length", "compound", "home"} <= arms
+    assert {"static", "frequency", "length", "baseline"} == arms
     assert [row["domain"] for row in said.data["results"]["domains"]] == [f"{name}-length" for name in words.TEST]
 
 

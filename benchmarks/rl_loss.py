@@ -1,0 +1,188 @@
+"""Small tables of a finished study of losses, and of known and found losses in networks, for docs/rl_loss_graph.md.
+
+    evometa study studies/rl_loss_graph.toml --profile standard
+    python benchmarks/rl_loss.py runs/rl-loss-graph-standard
+    python benchmarks/rl_loss.py runs/rl-loss-graph-standard --network
+
+Writes benchmarks/results/rl_loss-searches.csv (one row per run: how many losses it tried and how fast, the champion's
+formula, whether it is the TD error, and after how many losses one was first tried), -sealed.csv (every arm by kind
+of experience, with its difference from tuned TD and the interval) and, with `--network`, -network.csv (the champions of
+`gp-scratch` and `gp-td` and three known losses as networks on environments of gymnax, each at the best of five step
+sizes on the train environments).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.tables import save
+
+RESULTS = Path(__file__).parent / "results"
+QUERY = "greedy"
+RIVAL = "td"
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+
+def searches(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row per run."""
+    import evometa
+    from evometa.programs.code import split
+    from evometa.programs.vocabularies import LOSS
+    from evometa.tasks.rl_loss import is_double_td, is_td
+
+    for row in runs:
+        run = evometa.open(study / row["judged"])
+        assert run.champion is not None
+        rule = run.params["rule"]
+        seconds = float(np.sum(run.archive.timings()["seconds"].to_numpy()))
+        table = run.archive.table(["text", "genome"])
+        lines = table["text"].to_pylist()
+        first = ""
+        for line in dict.fromkeys(line for line in lines if line):
+            place = lines.index(line)  # equal formulas are equal programs
+            numbers = np.asarray(table["genome"][place].as_py(), np.float32)
+            if is_td(split(LOSS, numbers[: LOSS.size])):
+                first = str(place + 1)
+                break
+        yield {
+            "arm": row["arm"],
+            "seed": row["seed"],
+            "losses_tried": table.num_rows,
+            "per_second": table.num_rows / seconds if seconds else 0.0,
+            "validation": float(run.champion.validation),
+            "td": is_td(rule),
+            "double_td": is_double_td(rule),
+            "first_td": first,
+            "lr": float(run.params["lr"]),
+            "loss": _text(rule),
+        }
+
+
+def _text(code: Any) -> str:
+    from evometa.programs.formula import text_of
+    from evometa.programs.vocabularies import LOSS
+
+    return text_of(LOSS, code).replace("\n", "; ")
+
+
+def sealed(task: Any, arms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row per arm and kind of experience."""
+    from evometa.comparison import compare_arms
+
+    tags = {name: task.domain(name).tags for name in next(iter(arms.values())).domains}
+    family = {name: tag["family"] for name, tag in tags.items()}
+    for kind in ("all", "swept", "walked"):
+        columns = [i for i, tag in enumerate(tags.values()) if kind in ("all", tag["experience"])]
+        cut = {
+            name: arm._replace(
+                domains=tuple(arm.domains[i] for i in columns), losses={QUERY: arm.losses[QUERY][:, columns]}
+            )
+            for name, arm in arms.items()
+        }
+        for name, arm in cut.items():
+            row = {"experience": kind, "arm": name, "loss": float(arm.losses[QUERY].mean()), "domains": len(columns)}
+            if name == RIVAL:
+                yield row
+                continue
+            made = compare_arms(arm, cut[RIVAL], QUERY, groups=family)
+            yield row | {
+                "difference": made.difference.difference,
+                "low": made.difference.low,
+                "high": made.difference.high,
+                "families_low": made.families.low if made.families else "",
+                "families_high": made.families.high if made.families else "",
+            }
+
+
+def network(rules: Mapping[str, Any], seeds: int, env_steps: int) -> Iterator[dict[str, Any]]:
+    """One row per rule and environment: mean loss and return over `seeds` trainings at the step size chosen for it."""
+    import jax
+    import jax.numpy as jnp
+
+    from evometa.evaluate.cell import train_and_judge
+    from evometa.tasks.rl_loss import rl_loss_graph
+
+    task = rl_loss_graph(agent="network", env_steps=env_steps)
+    genomes = jnp.stack(
+        [jnp.asarray(task.space.encode({"rule": code, "lr": rate})) for code in rules.values() for rate in RATES]
+    )
+    found: dict[str, Any] = {}
+    for name in (name for role in ("train", "validation", "test") for name in getattr(task.split, role)):
+        place = task.domain(name)
+
+        def one(genome: Any, key: Any, place: Any = place) -> Any:
+            return train_and_judge(task, task.space.decode(genome), key, place.support, place.queries)[QUERY]
+
+        keys = jax.random.split(jax.random.key(2021), seeds)
+        made = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(genomes, keys)
+        found[name] = {k: np.asarray(v).reshape(len(rules), len(RATES), seeds) for k, v in made.items()}
+        print(name, file=sys.stderr)
+    on_train = np.mean([found[name]["loss"].mean(axis=2) for name in task.split.train], axis=0)
+    chosen = np.argmin(np.where(np.isfinite(on_train), on_train, np.inf), axis=1)
+    for i, rule in enumerate(rules):
+        for name in found:
+            loss, gained = (found[name][key][i, chosen[i]] for key in ("loss", "gained"))
+            yield {
+                "rule": rule,
+                "lr": RATES[chosen[i]],
+                "environment": name,
+                "role": task.split.role(name),
+                "loss": float(loss.mean()),
+                "error": float(loss.std(ddof=1) / seeds**0.5),
+                "return": float(gained.mean()),
+            }
+
+
+def champions(study: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The best champion by validation of each searching arm, beside the known rules."""
+    import evometa
+    from evometa.programs.code import assemble
+    from evometa.programs.known import known
+    from evometa.programs.vocabularies import LOSS
+
+    found = {name: assemble(known(LOSS, name)) for name in ("td", "double_td", "dqn_reg")}
+    for arm in ("gp-scratch", "gp-td"):
+        opened = [evometa.open(study / row["judged"]) for row in runs if row["arm"] == arm]
+        best = min(opened, key=lambda run: run.champion.validation)
+        found[f"{arm}: {_text(best.params['rule'])}"] = best.params["rule"]
+    return found
+
+
+def main() -> None:
+    """Collect the study named on the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--network", action="store_true", help="train networks with the champions too")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--env-steps", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    from evometa import compare
+    from evometa.folder import read_record
+    from evometa.names import load_task
+
+    runs = json.loads((arguments.study / "study.json").read_text())["runs"]
+    if arguments.network:
+        rows = list(network(champions(arguments.study, runs), arguments.seeds, arguments.env_steps))
+        save(arguments.out / "rl_loss-network.csv", rows)
+        return
+    loaded = compare.load([arguments.study / row["judged"] for row in runs], [row["label"] for row in runs])
+    record = read_record(arguments.study / runs[0]["judged"])
+    task = load_task(record["spec"]["task"], record["spec"]["task_options"], Path(record["folder"]))
+    arms = {name: arm for name, arm in loaded.arms.items() if not name.startswith("baseline")}
+    rows = list(sealed(task, arms))
+    fields = list(dict.fromkeys(key for row in rows for key in row))
+    save(arguments.out / "rl_loss-sealed.csv", rows, fields)
+    save(arguments.out / "rl_loss-searches.csv", list(searches(arguments.study, runs)))
+
+
+if __name__ == "__main__":
+    main()
