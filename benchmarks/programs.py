@@ -29,7 +29,6 @@ spare_threads()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from evometa.programs.known import known  # noqa: E402
 
 from evometa.programs.code import (  # noqa: E402
     Code,
@@ -38,6 +37,7 @@ from evometa.programs.code import (  # noqa: E402
     split,
 )
 from evometa.programs.interpret import Machine, prepare  # noqa: E402
+from evometa.programs.known import known  # noqa: E402
 from evometa.programs.operations import arithmetic  # noqa: E402
 from evometa.programs.vary import random_programs  # noqa: E402
 from evometa.programs.vocabularies import OPTIMIZER  # noqa: E402

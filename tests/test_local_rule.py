@@ -167,7 +167,7 @@ def test_rules_do_not_know_where_a_channel_is(code):
 
 
 def test_a_population_of_different_rules_is_each_rule_alone():
-    """Tokens that are no program give NaN, which evometa names a failure; their neighbours are unharmed."""
+    """Of tokens that are no program nothing is learned; their neighbours are unharmed."""
     data = support(cloud(), (4,))
     refused = Code(np.full_like(empty_rule().tokens, 999), empty_rule().constants)
     codes = [HEBB, OJA, refused, SUBSPACE, empty_rule(), BUSY]
@@ -242,6 +242,11 @@ def test_there_is_something_to_learn_and_principal_components_learn_it():
     assert subspace.mean() < nothing.mean() - 0.04 and pca.mean() < nothing.mean() - 0.04
     assert pca.mean() > 0.2 and nothing.mean() < 0.8
     assert (losses(candidate(HEBB, rate=0.2)) != nothing).all()
+    # A rule that diverges loses; what is no rule fails, which evometa says of NaN.
+    diverging = rule("change square pre", "change mul change change", "change mul change w", "change mul change w")
+    np.testing.assert_allclose(losses(candidate(diverging, rate=100.0)), 1.0, atol=1e-6)
+    refused = Code(np.full_like(empty_rule().tokens, 999), empty_rule().constants)
+    assert np.isnan(losses(candidate(refused))).all()
 
 
 def test_known_rules_are_the_rules():

@@ -9,7 +9,8 @@ thirty labelled examples, and judged on others.
 
 Loss: the share of the labels' variance that the probe leaves unexplained: squared error of its one-hot predictions over
 that of the class shares, mean over draws of shots. 1 is chance, and a probe that is fitted to noise can exceed it.
-Metric `error`: share of wrong answers. Worlds (domains) and what is shifted in the sealed ones: `parts/unlabelled.py`.
+Metric `error`: share of wrong answers; `diverged`: 1 where activities left float32, which counts as features that say
+nothing, loss 1. Worlds (domains) and what is shifted in the sealed ones: `parts/unlabelled.py`.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def learn(
 ) -> Any:
     """Change random weights by a rule, on examples `x` `[N, F]`; `rule` where the candidate holds none.
 
-    Returns `weights`, a tuple of `[outputs, inputs]`, `nonlinearity` and `inner_steps`.
+    Returns `weights`, a tuple of `[outputs, inputs]`, `nonlinearity`, `inner_steps`, and whether the rule is `refused`.
     """
     examples, layers, steps = support["x"], support["layers"], support["steps"].shape[0]
     first_key, order_key = jax.random.split(key)
@@ -127,7 +128,12 @@ def learn(
     ready = prepare(vocabulary, candidate["rule"] if rule is None else rule)
     numbers = {name: jnp.asarray(candidate[name], jnp.float32) for name in ("rate", "homeostasis")}
     weights = _trainer(vocabulary, widths, batch)(ready, numbers, weights, examples, order, support["nonlinearity"])
-    return {"weights": weights, "nonlinearity": support["nonlinearity"], "inner_steps": jnp.asarray(float(steps))}
+    return {
+        "weights": weights,
+        "nonlinearity": support["nonlinearity"],
+        "inner_steps": jnp.asarray(float(steps)),
+        "refused": ready.refused,
+    }
 
 
 @lru_cache(maxsize=64)
@@ -230,7 +236,12 @@ def reference(key: Any, candidate: Candidate, support: Mapping[str, Any], *, kin
         _, vectors = jnp.linalg.eigh(centred.T @ centred / x.shape[0])  # smallest first
         weights = vectors[:, -width:].T
     linear = jnp.int32(NONLINEARITIES.index("linear"))
-    return {"weights": (weights,), "nonlinearity": linear, "inner_steps": jnp.asarray(0.0)}
+    return {
+        "weights": (weights,),
+        "nonlinearity": linear,
+        "inner_steps": jnp.asarray(0.0),
+        "refused": jnp.asarray(False),
+    }
 
 
 # --- the probe ---------------------------------------------------------------------------------------
@@ -240,8 +251,16 @@ def judge(key: Any, learned: Mapping[str, Any], query: Mapping[str, Any]) -> dic
     """Few-shot ridge regression on the last layer's activities: `loss` and `error`, see the top of this module."""
     del key
     features = forward(learned["weights"], learned["nonlinearity"], query["x"])[-1]
+    # A rule that diverges in some world loses there; what is no rule at all fails.
+    diverged = ~jnp.all(jnp.isfinite(features))
+    features = jnp.where(diverged, 0.0, features)
     loss, error = jax.vmap(partial(probe, features, query["target"]))(query["shots"], query["rest"])
-    return {"loss": jnp.mean(loss), "error": jnp.mean(error), "inner_steps": learned["inner_steps"]}
+    return {
+        "loss": jnp.where(learned["refused"], jnp.nan, jnp.mean(loss)),
+        "error": jnp.mean(error),
+        "diverged": diverged.astype(jnp.float32),
+        "inner_steps": learned["inner_steps"],
+    }
 
 
 def probe(features: Any, target: Any, shots: Any, rest: Any) -> tuple[Any, Any]:
