@@ -122,7 +122,7 @@ def unrolled(code: Code) -> Any:
             held[OPTIMIZER.first_constant + i] = jnp.full(W.shape, value, jnp.float32)
         return held | {OPTIMIZER.first_memory + i: row for i, row in enumerate(memory)}
 
-    wide = jnp.repeat(FAN_IN, np.array(LAYERS), total_repeat_length=len(W))
+    wide = FAN_IN[np.repeat(np.arange(len(LAYERS)), LAYERS)]
     first, last = OPTIMIZER.first_memory, OPTIMIZER.first_output
 
     def update(memory: Any, w: Any, g: Any, t: Any) -> tuple[Any, Any]:
@@ -158,10 +158,11 @@ def update_alone(size: int, rows: int = 8, steps: int = 200) -> tuple[float, flo
         ready = ready._replace(constants=ready.constants + 0 * g[0, 0])
 
         def step(memory: Any, row: Any) -> tuple[Any, Any]:
-            out, memory = machine.step(ready, memory, {"w": row[1], "g": row[1], "t": row[0]})
+            given = {"w": row[1], "g": row[1], "t": row[0], "progress": 0.5, "fan_in": 1.0}
+            out, memory = machine.step(ready, memory, given)
             return memory, jnp.sum(out["step"])
 
-        return jax.lax.scan(step, machine.start(ready, {}), (1.0 + jnp.arange(steps), g))[1]
+        return jax.lax.scan(step, machine.start(ready, {"fan_in": 1.0}), (1.0 + jnp.arange(steps), g))[1]
 
     def other(g: Any) -> Any:
         def step(memory: Any, row: Any) -> tuple[Any, Any]:

@@ -98,6 +98,7 @@ def one_update(vocabulary, size):
     @jax.jit
     def update(code, inputs):
         ready = interpret.prepare(vocabulary, code)
+        inputs = {register.name: 0.0 for register in vocabulary.inputs} | inputs
         return machine.step(ready, machine.start(ready, inputs), inputs)[0]
 
     return update
@@ -233,7 +234,7 @@ def test_known_optimizers_are_those_of_optax(name, reference):
             wanted, state = reference.update(gradient, state, u)
             return (w + outputs["step"], memory, optax.apply_updates(u, wanted), state), (outputs["step"], wanted)
 
-        held = (start, machine.start(ready, {}), start, reference.init(start))
+        held = (start, machine.start(ready, {"fan_in": jnp.ones(len(LAYERS))}), start, reference.init(start))
         return jax.lax.scan(step, held, (jnp.arange(1.0, 21.0), gradients))[1]
 
     found, wanted = both()

@@ -150,7 +150,7 @@ class Machine:
                 f" got {value.shape}"
             )
         if register.type == "layer" and value.ndim:
-            value = jnp.repeat(value, np.array(self.layers), total_repeat_length=self.size)
+            value = value[np.repeat(np.arange(len(self.layers)), self.layers)]
         return jnp.broadcast_to(value, (self.size,))
 
 

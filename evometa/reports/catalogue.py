@@ -18,7 +18,7 @@ from typing import Any
 from evometa.contract import Task
 from evometa.errors import NotFound, did_you_mean
 from evometa.names import known, load_task
-from evometa.reports.changes import readable
+from evometa.reports.values import readable
 from evometa.strategies import CATALOGUE, describe
 from evometa.tasks import TASKS
 
@@ -266,10 +266,19 @@ def _aligned(space: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "name": row["name"].ljust(width),
-            "range": row["range"] + ("" if row["baseline"] is None else f"  ({_short(row['baseline'])})"),
+            "range": _within(
+                row["range"], "" if row["baseline"] is None else _short(row["baseline"]), WIDTH - width - 4
+            ),
         }
         for row in rows
     ]
+
+
+def _within(text: str, baseline: str, width: int) -> str:
+    """`text  (baseline)`, a formula too long for the line cut short."""
+    room = max(12, width - len(text) - 4)
+    shown = baseline if len(baseline) <= room else f"{baseline[: room - 4]} ..."
+    return f"{text}  ({shown})" if baseline else text
 
 
 def _short(value: Any) -> str:

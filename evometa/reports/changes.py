@@ -11,27 +11,12 @@ import numpy as np
 from evometa import folder
 from evometa.archives.read import Archive
 from evometa.errors import EvometaError
-from evometa.programs.code import Code, Program, Refusal, disassemble
+from evometa.programs.code import Program, Refusal, disassemble
 from evometa.programs.difference import difference
-from evometa.programs.formula import text_of
-from evometa.space import Space, flatten
+from evometa.reports.values import readable
+from evometa.space import Space
 
 Name = tuple[int, int]
-
-
-def readable(space: Space, genome: np.ndarray) -> dict[str, Any]:
-    """Named values of a genome for a reader: numbers, choices, and the formula of a program; weight arrays left out."""
-    names = {column.name for column in (*space.columns, *(held for held, _ in space.held))}
-    vocabularies = {column.name: column.vocabulary for column in space.columns}
-    values: dict[str, Any] = {}
-    for name, value in flatten(space.decode_host(genome), names).items():
-        words = vocabularies.get(name)
-        if isinstance(value, Code):
-            if words is not None:
-                values[name] = text_of(words, value)
-        elif not isinstance(value, np.ndarray):
-            values[name] = value
-    return values
 
 
 def changes(space: Space, one: np.ndarray, two: np.ndarray) -> list[str]:

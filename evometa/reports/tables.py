@@ -12,7 +12,7 @@ from evometa import champion, folder
 from evometa.archives import events, ledger
 from evometa.archives.read import Archive
 from evometa.errors import IntegrityError
-from evometa.reports.changes import readable
+from evometa.reports.values import readable
 from evometa.space import Space
 
 Rows = list[dict[str, Any]]

@@ -7,8 +7,8 @@ is theirs: does a search that starts from nothing come to the squared TD error (
 A domain of the tabular agent is a family of Markov decision processes (parts/mdps.py), several instances of which are
 learned side by side (parts/qtable.py). Its best policy is known, so the loss is exact: how far the greedy policy's
 value falls short of the best one, in units of what a random policy falls short: 0 is the best there is, 1 is
-random. The domains that drive the search try every action of every state once a step; sealed ones are other, larger
-families, of three times the steps, and in half of them the learner walks about epsilon-greedily.
+random. In the domains that drive the search every action of every state is tried, some more often than others; sealed
+ones are other, larger families, of three times the steps, and in half of them the learner walks about epsilon-greedily.
 
 The network agent (parts/qnet.py, extra `tasks`) trains a small network with replay on environments of gymnax. It is
 slow: it is there to judge what was found, not to search.
@@ -33,8 +33,8 @@ from evometa.space import Candidate, Space
 from evometa.tasks.parts import bellman, mdps, qtable
 
 KNOWN = ("td", "double_td", "dqn_reg")
-TRAIN = ("ring", "layers", "garnet", "chain", "stop")
-VALIDATION = ("maze", "deep_sea", "river", "fork")
+TRAIN = ("ring", "layers", "garnet", "maze", "stop")
+VALIDATION = ("chain", "deep_sea", "river", "fork")
 TEST = (
     "catch", "windy", "frozen", "rooms", "cliff", "deep_sea_large", "chain_long", "garnet_large", "replacement",
 )  # fmt: skip
@@ -61,7 +61,7 @@ def rl_loss_graph(
     start: str = "nothing",
     rule: str = "",
     instances: int = 4,
-    steps: int = 60,
+    steps: int = 80,
     actors: int = 32,
     lag: float = 3.0,
     env_steps: int = 10_000,
@@ -171,7 +171,7 @@ def _instances(family: str, instances: int, size: tuple[int, int]) -> tuple[dict
 
 def _support(family: str, walked: bool, instances: int, steps: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
     made = _instances(family, instances, size)
-    names = ["next", "chance", "reward", "on", "discount", "noise", *(["start", "limit"] if walked else [])]
+    names = ["next", "chance", "reward", "on", "discount", "noise", *(["start", "limit"] if walked else ["rate"])]
     data = {name: _stack(made, name) for name in names}
     if walked:
         data["epsilon"] = np.full(instances, EPSILON, np.float32)

@@ -19,6 +19,8 @@ import numpy as np
 
 ACTIONS = 4
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # of the grids: row, column
+DISCOUNTS = (0.3, 0.6, 0.9, 0.95)  # far apart: what holds for one does not hold for another
+SELDOM = 0.15  # least chance that an entry is tried in a sweep
 LEAST_GAP = 0.05  # instances on which the best policy gains less over a random one, per unit of reward, are drawn anew
 
 Outcome = tuple[float, int, float, bool]  # probability, next state, reward, does the episode end?
@@ -54,7 +56,7 @@ def _ring(luck: np.random.Generator) -> Plain:
         place = (s + (-2, -1, 1, 2)[a]) % states
         return [(1.0 - slip, place, float(reward[s, a]), False), (slip, s, float(reward[s, a]), False)]
 
-    return Plain(states, np.ones(states), outcomes, float(luck.choice([0.6, 0.8, 0.95])))
+    return Plain(states, np.ones(states), outcomes, float(luck.choice(DISCOUNTS)))
 
 
 def _layers(luck: np.random.Generator) -> Plain:
@@ -70,7 +72,7 @@ def _layers(luck: np.random.Generator) -> Plain:
         return [(1.0, (layer + 1) * width + int(after[layer, place, a]), float(reward[layer, place, a]), False)]
 
     states = depth * width
-    return Plain(states, np.arange(states) < width, outcomes, float(luck.choice([0.6, 0.8, 0.95])))
+    return Plain(states, np.arange(states) < width, outcomes, float(luck.choice(DISCOUNTS)))
 
 
 def _garnet(least: int, most: int, branches: int) -> Callable[[np.random.Generator], Plain]:
@@ -83,9 +85,32 @@ def _garnet(least: int, most: int, branches: int) -> Callable[[np.random.Generat
         def outcomes(s: int, a: int) -> list[Outcome]:
             return [(float(share[s, a, b]), int(n), float(worth[n]), False) for b, n in enumerate(after[s, a])]
 
-        return Plain(states, np.ones(states), outcomes, float(luck.choice([0.7, 0.9, 0.95])))
+        return Plain(states, np.ones(states), outcomes, float(luck.choice(DISCOUNTS)))
 
     return draw
+
+
+def _maze(luck: np.random.Generator) -> Plain:
+    free = luck.random((4, 5)) > 0.15
+    goal, pit = luck.choice(np.flatnonzero(free), 2, replace=False)
+    ends = {int(goal): 1.0, int(pit): -1.0}
+    return _grid(free, ends, start=None, cost=float(luck.choice([0.0, 0.05])), discount=0.9)
+
+
+def _stop(luck: np.random.Generator) -> Plain:
+    states = int(luck.integers(8, 17))
+    pay = luck.normal(size=states)
+    after = luck.integers(0, states, (states, 2, 2))  # the two ways of waiting lead to one of two offers
+
+    def outcomes(s: int, a: int) -> list[Outcome]:
+        if a < ACTIONS // 2:
+            return [(1.0, s, float(pay[s]), True)]
+        return [(0.5, int(n), 0.0, False) for n in after[s, a - ACTIONS // 2]]
+
+    return Plain(states, np.ones(states), outcomes, float(luck.choice(DISCOUNTS)))
+
+
+# --- families that validate ------------------------------------------------------------------------------
 
 
 def _chain(least: int, most: int) -> Callable[[np.random.Generator], Plain]:
@@ -104,29 +129,6 @@ def _chain(least: int, most: int) -> Callable[[np.random.Generator], Plain]:
         return Plain(length, np.eye(length)[0], outcomes, float(luck.choice([0.9, 0.95])))
 
     return draw
-
-
-def _stop(luck: np.random.Generator) -> Plain:
-    states = int(luck.integers(8, 17))
-    pay = luck.normal(size=states)
-    after = luck.integers(0, states, (states, 2, 2))  # the two ways of waiting lead to one of two offers
-
-    def outcomes(s: int, a: int) -> list[Outcome]:
-        if a < ACTIONS // 2:
-            return [(1.0, s, float(pay[s]), True)]
-        return [(0.5, int(n), 0.0, False) for n in after[s, a - ACTIONS // 2]]
-
-    return Plain(states, np.ones(states), outcomes, float(luck.choice([0.7, 0.9, 0.95])))
-
-
-# --- families that validate ------------------------------------------------------------------------------
-
-
-def _maze(luck: np.random.Generator) -> Plain:
-    free = luck.random((4, 5)) > 0.15
-    goal, pit = luck.choice(np.flatnonzero(free), 2, replace=False)
-    ends = {int(goal): 1.0, int(pit): -1.0}
-    return _grid(free, ends, start=None, cost=float(luck.choice([0.0, 0.05])), discount=0.9)
 
 
 def _deep_sea(least: int, most: int) -> Callable[[np.random.Generator], Plain]:
@@ -162,7 +164,7 @@ def _river(luck: np.random.Generator) -> Plain:
 def _fork(luck: np.random.Generator) -> Plain:
     # One choice, then a road: long roads pay more, so that the best one depends on the discount.
     lengths = luck.permutation(np.arange(1, 6))[:ACTIONS]
-    discount = float(luck.choice([0.6, 0.8, 0.95]))
+    discount = float(luck.choice(DISCOUNTS))
     pay = luck.uniform(0.75, 1.0, ACTIONS) * 0.85 ** -lengths.astype(float)
     road = 1 + np.concatenate([[0], np.cumsum(lengths)[:-1]])
 
@@ -283,9 +285,9 @@ FAMILIES: dict[str, Family] = {
     "ring": Family(_ring, "8 .. 16 states in a ring, a reward for every step", 25),
     "layers": Family(_layers, "3 .. 5 layers of 4 states, a reward for every step", 25),
     "garnet": Family(_garnet(8, 16, 3), "random MDP, 8 .. 16 states, 3 followers", 25),
-    "chain": Family(_chain(4, 7), "4 .. 7 states to walk, a small reward for going back", 25),
-    "stop": Family(_stop, "8 .. 16 offers, take one or wait for the next", 25),
     "maze": Family(_maze, "4 x 5 grid with walls, a goal and a pit", 25),
+    "stop": Family(_stop, "8 .. 16 offers, take one or wait for the next", 25),
+    "chain": Family(_chain(4, 7), "4 .. 7 states to walk, a small reward for going back", 25),
     "deep_sea": Family(_deep_sea(4, 5), "16 or 25 cells, one way down pays", 5),
     "river": Family(_river, "RiverSwim, 5 .. 7 states", 25),
     "fork": Family(_fork, "four roads of unlike length and pay", 25),
@@ -308,7 +310,8 @@ def instance(family: str, number: int, states: int, branches: int) -> dict[str, 
     """An instance padded to `states` states and `branches` outcomes per action; drawn from a hash of its name.
 
     `next`, `chance`, `reward`, `on` [S, 4, B]: follower, its probability, the reward, 1 where the episode goes on (else
-    0). `start` [S], `discount`, `noise` (standard deviation of rewards), `limit` and `states` (without the padding) [].
+    0). `start` [S], `discount`, `noise` (standard deviation of rewards), `limit` and `states` (without the padding) [];
+    `rate` [S, 4]: how often each action is tried where no one walks.
     """
     word = int.from_bytes(hashlib.sha256(f"{family}/{number}".encode()).digest()[:8], "little")
     luck = np.random.default_rng(word)
@@ -319,7 +322,8 @@ def instance(family: str, number: int, states: int, branches: int) -> dict[str, 
         if best - chance >= LEAST_GAP:
             break
     made["reward"] = made["reward"] * scale
-    made |= {"noise": np.asarray(noise * scale), "limit": np.asarray(FAMILIES[family].limit)}
+    rate = SELDOM ** luck.random((states, ACTIONS))
+    made |= {"noise": np.asarray(noise * scale), "limit": np.asarray(FAMILIES[family].limit), "rate": rate}
     kinds = {"next": np.int32, "limit": np.int32, "states": np.int32}
     return {name: np.asarray(value, kinds.get(name, np.float32)) for name, value in made.items()}
 

@@ -1,11 +1,11 @@
 """A table of action values that learns by any loss, and the exact worth of what it learned.
 
-One learner per MDP of a domain. What it learns from are sweeps (every action of every state is tried once at every
-step: synchronous Q-learning, Even-Dar and Mansour 2003) or walkers that share its table. At every step each entry
-moves by -lr times the mean of the loss's derivative over its trials; lr falls linearly to zero. The derivative is by
-the value of the action taken alone: all else the loss reads is held fixed, as is usual for value-based methods.
-Values of the next state come from a copy that follows the table: each step takes away 1 / `lag` of the distance
-(after Mnih et al. 2015).
+One learner per MDP of a domain. What it learns from are sweeps (every action of every state is tried at every step,
+with a chance of its own: after the synchronous Q-learning of Even-Dar and Mansour 2003) or walkers that share its
+table. At every step each entry moves by -lr times the mean of the loss's derivative over its trials; lr falls linearly
+to zero. The derivative is by the value of the action taken alone: all else the loss reads is held fixed, as is usual
+for value-based methods. Values of the next state come from a copy that follows the table: each step takes away 1 /
+`lag` of the distance (after Mnih et al. 2015).
 
 Nothing is rolled out to judge: the greedy policy is a linear system away from its value.
 """
@@ -56,7 +56,7 @@ def learn(key: Any, slope: Slope, lr: Any, support: dict[str, Any], actors: int,
         }
         pull = slope({name: value.reshape(-1) for name, value in batch.items()}).reshape(taken.reward.shape)
         size = lr * (1.0 - now / steps)
-        return (table - size * experience.mean_by_entry(pull, taken), target, state), None
+        return (table - size * experience.mean_by_entry(pull, taken, state), target, state), None
 
     def quarter(carry: Any, clock: Any) -> tuple[Any, Any]:
         carry, _ = jax.lax.scan(step, carry, clock)
@@ -78,7 +78,11 @@ class Taken(NamedTuple):
 
 
 class _Sweeps:
-    """Every action of every state is tried once at every step: nobody's exploration has a part in what is learned."""
+    """Every action of every state is tried at every step with a chance of its own, `rate` [I, S, 4].
+
+    Nobody's exploration has a part in what is learned; but entries are tried more and less often, or a rule
+    that only ever adds up what it sees would do.
+    """
 
     def __init__(self, key: Any, support: dict[str, Any]) -> None:
         self.support = support
@@ -87,19 +91,20 @@ class _Sweeps:
         self.chosen = jnp.arange(instances)[:, None]
         pairs = jnp.broadcast_to(jnp.arange(states * ACTIONS)[None], (instances, states * ACTIONS))
         self.state, self.action = pairs // ACTIONS, pairs % ACTIONS
-        self.luck = jax.random.uniform(key, (support["clock"].size, 2, instances, states * ACTIONS))
+        self.luck = jax.random.uniform(key, (support["clock"].size, 3, instances, states * ACTIONS))
 
     def begin(self) -> Any:
-        return ()
+        return jnp.zeros(self.shape, bool)
 
     def step(self, table: Any, state: Any, now: Any) -> tuple[Taken, Any]:
-        del table
-        fall, shake = self.luck[now]
-        return _outcome(self.support, self.chosen, self.state, self.action, fall, shake), state
+        del table, state
+        fall, shake, turn = self.luck[now]
+        tried = turn.reshape(self.shape) < self.support["rate"]
+        return _outcome(self.support, self.chosen, self.state, self.action, fall, shake), tried
 
-    def mean_by_entry(self, pull: Any, taken: Taken) -> Any:
+    def mean_by_entry(self, pull: Any, taken: Taken, state: Any) -> Any:
         del taken
-        return pull.reshape(self.shape)
+        return jnp.where(state, pull.reshape(self.shape), 0.0)
 
 
 class _Walkers:
@@ -137,7 +142,8 @@ class _Walkers:
         over = (taken.on == 0) | (age >= self.support["limit"][:, None])
         return taken, (jnp.where(over, self._start(again), taken.follower), jnp.where(over, 0, age))
 
-    def mean_by_entry(self, pull: Any, taken: Taken) -> Any:
+    def mean_by_entry(self, pull: Any, taken: Taken, state: Any) -> Any:
+        del state
         place = (self.chosen, taken.state, taken.action)
         visits, total = jnp.zeros(self.shape).at[place].add(1.0), jnp.zeros(self.shape).at[place].add(pull)
         return total / jnp.maximum(visits, 1.0)
