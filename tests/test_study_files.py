@@ -53,6 +53,18 @@ def test_a_study_of_shifts_runs_small(tmp_path, monkeypatch, compile_cache):
     assert [row["domain"] for row in said.data["results"]["domains"]] == [f"{name}-length" for name in words.TEST]
 
 
+@pytest.mark.parametrize(
+    ("name", "arms"), [("ngram", {"static", "away", "home", "oracle"}), ("neural", {"static", "away"})]
+)
+def test_the_experiment_runs_small(name, arms, tmp_path, monkeypatch, compile_cache):
+    """The whole way of the two verdicts: runs, one opening, tables, claims; nearly all of the time is compilation."""
+    monkeypatch.chdir(tmp_path)
+    said = cli("study", STUDIES / f"{name}.toml", "--profile", "smoke", "--json")
+    assert said.code == 0, said.err
+    assert {row["arm"] for row in said.data["results"]["arms"]} >= arms
+    assert {row["domain"] for row in said.data["results"]["domains"]} == set(words.TEST)
+
+
 def size(task: Task) -> int:
     return task.space.dimension
 
