@@ -105,13 +105,12 @@ def domain_looks(diary: Sequence[Mapping[str, Any]], entries: Sequence[events.En
     finished = {event["opening"] for event in diary if event["kind"] == "opened"}
     openings = [event for event in diary if event["kind"] == "opening" and event["opening"] in finished]
     announced = {event["hash"] for event in openings}
-    mine = [ledger.data(entry) for entry in entries if announced & set(ledger.look(entry))]
+    mine = [entry for entry in entries if announced & set(ledger.look(entry))]
     looks: dict[str, int | None] = {}
     for name in dict.fromkeys(name for event in openings for name in event["domains"]):
-        digests = {data[name] for data in mine if name in data}
-        looks[name] = (
-            len({ledger.look(entry) for entry in entries if digests & set(ledger.data(entry).values())}) or None
-        )
+        made_of = {ledger.data(entry)[name] for entry in mine if name in ledger.data(entry)}
+        made_of |= {entry["sources"][name] for entry in mine if name in entry.get("sources", {})}
+        looks[name] = len({ledger.look(entry) for entry in entries if made_of & ledger.words(entry)}) or None
     return looks
 
 
