@@ -12,17 +12,15 @@ The unit of an interval is search seed x world; where a shift has one world, the
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.finished import against, arguments_of, by_kind, opened
 from benchmarks.tables import save
 
-RESULTS = Path(__file__).parent / "results"
 RIVALS = ("static", "subspace")
 FURTHER = ("oja", "random", "pca")  # over all worlds only
 QUERY = "probe"
@@ -67,34 +65,15 @@ def shifts(task: Any, arms: Mapping[str, Any], wrong: Mapping[tuple[str, str], f
     """One row per kind of shift, arm and rival."""
     import numpy as np
 
-    from evometa.comparison import compare_arms
-
     shift_of = {name: task.domain(name).tags["shift"] for name in next(iter(arms.values())).domains}
-    for shift in ("all", *dict.fromkeys(shift_of.values())):
-        columns = [i for i, name in enumerate(shift_of) if shift in ("all", shift_of[name])]
+    for shift, worlds, cut in by_kind(arms, shift_of, QUERY):
         groups = shift_of if shift == "all" else None
-        cut = {
-            name: arm._replace(
-                domains=tuple(arm.domains[i] for i in columns), losses={QUERY: arm.losses[QUERY][:, columns]}
-            )
-            for name, arm in arms.items()
-        }
         for name, arm in cut.items():
-            own = {"shift": shift, "worlds": len(columns), "arm": name, "loss": float(arm.losses[QUERY].mean())}
+            own = {"shift": shift, "worlds": worlds, "arm": name, "loss": float(arm.losses[QUERY].mean())}
             own["error"] = float(np.mean([wrong[name, domain] for domain in arm.domains]))
             rivals = (*RIVALS, *FURTHER) if shift == "all" else RIVALS
             for rival in (rival for rival in rivals if rival in cut and rival != name):
-                made = compare_arms(arm, cut[rival], QUERY, groups=groups)
-                yield {
-                    **own,
-                    "rival": rival,
-                    "difference": made.difference.difference,
-                    "low": made.difference.low,
-                    "high": made.difference.high,
-                    "shifts_low": made.families.low if made.families else "",
-                    "shifts_high": made.families.high if made.families else "",
-                    "wins": made.wins,
-                }
+                yield {**own, "rival": rival, **against(arm, cut[rival], QUERY, groups, "shifts")}
 
 
 def rules(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -120,21 +99,16 @@ def rules(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Collect the study named on the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = arguments_of(__doc__)
     arguments = parser.parse_args()
+    if arguments.study is None:
+        print("nothing to collect: name the folder of a finished study")
+        return
     import numpy as np
 
-    from evometa import compare
-    from evometa.tasks.local_rule import local_rule
-
-    runs = json.loads((arguments.study / "study.json").read_text())["runs"]
-    loaded = compare.load([arguments.study / row["judged"] for row in runs], [row["label"] for row in runs])
-    task = local_rule()
-    failed = {name: int((~np.isfinite(arm.losses[QUERY])).sum()) for name, arm in loaded.arms.items()}
-    print("failed cells:", failed)
-    arms = {name: finite(arm) for name, arm in loaded.arms.items() if not name.startswith("baseline")}
+    task, arms, runs = opened(arguments.study)
+    print("failed cells:", {name: int((~np.isfinite(arm.losses[QUERY])).sum()) for name, arm in arms.items()})
+    arms = {name: finite(arm) for name, arm in arms.items()}
     wrong = errors(task, arguments.study, runs)
     for name, rows in (
         ("losses", list(losses(task, arms, wrong))),

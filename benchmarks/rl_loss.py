@@ -13,8 +13,6 @@ sizes on the train environments).
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +21,9 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.finished import against, arguments_of, by_kind, opened
 from benchmarks.tables import save
 
-RESULTS = Path(__file__).parent / "results"
 QUERY = "greedy"
 RIVAL = "td"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -75,31 +73,13 @@ def _text(code: Any) -> str:
 
 def sealed(task: Any, arms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One row per arm and kind of experience."""
-    from evometa.comparison import compare_arms
-
     tags = {name: task.domain(name).tags for name in next(iter(arms.values())).domains}
     family = {name: tag["family"] for name, tag in tags.items()}
-    for kind in ("all", "swept", "walked"):
-        columns = [i for i, tag in enumerate(tags.values()) if kind in ("all", tag["experience"])]
-        cut = {
-            name: arm._replace(
-                domains=tuple(arm.domains[i] for i in columns), losses={QUERY: arm.losses[QUERY][:, columns]}
-            )
-            for name, arm in arms.items()
-        }
+    kind_of = {name: tag["experience"] for name, tag in tags.items()}
+    for kind, domains, cut in by_kind(arms, kind_of, QUERY):
         for name, arm in cut.items():
-            row = {"experience": kind, "arm": name, "loss": float(arm.losses[QUERY].mean()), "domains": len(columns)}
-            if name == RIVAL:
-                yield row
-                continue
-            made = compare_arms(arm, cut[RIVAL], QUERY, groups=family)
-            yield row | {
-                "difference": made.difference.difference,
-                "low": made.difference.low,
-                "high": made.difference.high,
-                "families_low": made.families.low if made.families else "",
-                "families_high": made.families.high if made.families else "",
-            }
+            row = {"experience": kind, "arm": name, "loss": float(arm.losses[QUERY].mean()), "domains": domains}
+            yield row if name == RIVAL else row | against(arm, cut[RIVAL], QUERY, family)
 
 
 def network(rules: Mapping[str, Any], seeds: int, env_steps: int) -> Iterator[dict[str, Any]]:
@@ -158,26 +138,19 @@ def champions(study: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Collect the study named on the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", type=Path)
+    parser = arguments_of(__doc__)
     parser.add_argument("--network", action="store_true", help="train networks with the champions too")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--env-steps", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    from evometa import compare
-    from evometa.folder import read_record
-    from evometa.names import load_task
-
-    runs = json.loads((arguments.study / "study.json").read_text())["runs"]
+    if arguments.study is None:
+        print("nothing to collect: name the folder of a finished study")
+        return
+    task, arms, runs = opened(arguments.study)
     if arguments.network:
         rows = list(network(champions(arguments.study, runs), arguments.seeds, arguments.env_steps))
         save(arguments.out / "rl_loss-network.csv", rows)
         return
-    loaded = compare.load([arguments.study / row["judged"] for row in runs], [row["label"] for row in runs])
-    record = read_record(arguments.study / runs[0]["judged"])
-    task = load_task(record["spec"]["task"], record["spec"]["task_options"], Path(record["folder"]))
-    arms = {name: arm for name, arm in loaded.arms.items() if not name.startswith("baseline")}
     rows = list(sealed(task, arms))
     fields = list(dict.fromkeys(key for row in rows for key in row))
     save(arguments.out / "rl_loss-sealed.csv", rows, fields)

@@ -11,17 +11,15 @@ unit of an interval is search seed x domain; `families_low` and `families_high` 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.finished import against, arguments_of, by_kind, opened
 from benchmarks.tables import save
 
-RESULTS = Path(__file__).parent / "results"
 RIVALS = ("static", "de", "pso", "de-best", "random-search", "cma-es")
 QUERY = "run"
 
@@ -54,39 +52,18 @@ def losses(task: Any, arms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def shifts(task: Any, arms: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One row per arm, rival and kind of shift."""
-    from evometa.comparison import compare_arms
-
     tags = {name: task.domain(name).tags for name in next(iter(arms.values())).domains}
     family = {name: tag["family"] for name, tag in tags.items()}
     found = regrets(task, arms)
-    for shift in ("all", *dict.fromkeys(tag["shift"] for tag in tags.values())):
-        columns = [i for i, name in enumerate(tags) if shift in ("all", tags[name]["shift"])]
-        cut = {
-            name: arm._replace(
-                domains=tuple(arm.domains[i] for i in columns), losses={QUERY: arm.losses[QUERY][:, columns]}
-            )
-            for name, arm in arms.items()
-        }
+    shift_of = {name: tag["shift"] for name, tag in tags.items()}
+    for shift, domains, cut in by_kind(arms, shift_of, QUERY):
+        columns = [i for i, name in enumerate(shift_of) if shift in ("all", shift_of[name])]
         for name, arm in cut.items():
-            own = {
-                "shift": shift,
-                "arm": name,
-                "loss": float(arm.losses[QUERY].mean()),
-                "ratio": float(10 ** (found[name] - found["cma-es"])[:, columns].mean()),
-                "domains": len(columns),
-            }
+            own = {"shift": shift, "arm": name, "loss": float(arm.losses[QUERY].mean())}
+            own["ratio"] = float(10 ** (found[name] - found["cma-es"])[:, columns].mean())
+            own["domains"] = domains
             for rival in (rival for rival in RIVALS if rival in cut and rival != name):
-                made = compare_arms(arm, cut[rival], QUERY, groups=family)
-                yield {
-                    **own,
-                    "rival": rival,
-                    "difference": made.difference.difference,
-                    "low": made.difference.low,
-                    "high": made.difference.high,
-                    "families_low": made.families.low if made.families else "",
-                    "families_high": made.families.high if made.families else "",
-                    "wins": made.wins,
-                }
+                yield {**own, "rival": rival, **against(arm, cut[rival], QUERY, family)}
 
 
 def rules(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -128,19 +105,12 @@ def page(rows: list[dict[str, Any]], rival: str) -> str:
 
 def main() -> None:
     """Collect the study named on the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = arguments_of(__doc__)
     arguments = parser.parse_args()
-    from evometa import compare
-    from evometa.folder import read_record
-    from evometa.names import load_task
-
-    runs = json.loads((arguments.study / "study.json").read_text())["runs"]
-    loaded = compare.load([arguments.study / row["judged"] for row in runs], [row["label"] for row in runs])
-    record = read_record(arguments.study / runs[0]["judged"])
-    task = load_task(record["spec"]["task"], record["spec"]["task_options"], Path(record["folder"]))
-    arms = {name: arm for name, arm in loaded.arms.items() if not name.startswith("baseline")}
+    if arguments.study is None:
+        print("nothing to collect: name the folder of a finished study")
+        return
+    task, arms, runs = opened(arguments.study)
     by_shift = list(shifts(task, arms))
     for name, rows in (
         ("losses", list(losses(task, arms))),

@@ -49,9 +49,9 @@ def tree(run: Path) -> dict[str, bytes]:
     }
 
 
-def _child(run: Path, gate: int) -> None:
+def _child(run: Path, acks: int, ready: int, gate: int) -> None:
     ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER: strace may attach
-    acks = os.open(f"{run}.acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(ready, b".")
     os.read(gate, 1)
     try:
         advance(run, lambda text: os.write(acks, text.encode() + b"\n"))
@@ -72,11 +72,17 @@ def main() -> None:
     for line in sys.stdin:
         run = Path(line.split(maxsplit=1)[1].strip())
         gate, opener = os.pipe()
+        waiting, ready = os.pipe()
+        # Opened here: strace, which may attach at any moment, is to count the calls of the run alone.
+        acks = os.open(f"{run}.acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         pid = os.fork()
         if pid == 0:
             os.close(opener)
-            _child(run, gate)
-        os.close(gate)
+            _child(run, acks, ready, gate)
+        for descriptor in (acks, gate, ready):
+            os.close(descriptor)
+        os.read(waiting, 1)
+        os.close(waiting)
         print(pid, flush=True)
         sys.stdin.readline()  # go
         os.write(opener, b".")
