@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= runs
+SOAKS := benchmarks/big_archive.py
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench clean
+.PHONY: help run test lint format bench soak clean
 
 help:
 	@echo "make run      install, then the language ladder's demonstration (about 3 minutes)"
@@ -14,6 +15,7 @@ help:
 	@echo "make lint     lint and types only"
 	@echo "make format   put the code into the house's form"
 	@echo "make bench    measure again what benchmarks/results holds"
+	@echo "make soak     what takes long: ten million rows, 100,000 damaged archives, 1,000 kills"
 	@echo "make clean    remove the environment (runs stay)"
 
 # The stamps say what is installed; they age when the files that decide it change.
@@ -52,7 +54,13 @@ format: $(VENV)/installed-dev
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/installed-dev
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out $(SOAKS),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# What takes long: each a line of its own, and the first that fails ends it.
+soak: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/big_archive.py
+	$(BIN)/python tests/fuzzing.py soak 100000
+	$(BIN)/python tests/fire_workload.py soak 1000
 
 clean:
 	rm -rf $(VENV)

@@ -32,14 +32,18 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 def searches(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row per run."""
     import evometa
-    from evometa.programs.code import split
+    from evometa.folder import read_record
+    from evometa.programs.code import assemble, split
+    from evometa.programs.known import known
     from evometa.programs.vocabularies import LOSS
     from evometa.tasks.rl_loss import is_double_td, is_td
 
     for row in runs:
         run = evometa.open(study / row["judged"])
         assert run.champion is not None
-        rule = run.params["rule"]
+        # An arm whose program is held searches the step size alone: its rule stands among the task's options.
+        held = read_record(run.path)["spec"]["task_options"].get("rule")
+        rule = assemble(known(LOSS, held)) if held else run.params["rule"]
         seconds = float(np.sum(run.archive.timings()["seconds"].to_numpy()))
         table = run.archive.table(["text", "genome"])
         lines = table["text"].to_pylist()

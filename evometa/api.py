@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from evometa import champion, driver, folder
+from evometa import champion, driver, folder, trust
 from evometa import unseal as unsealing
 from evometa.archives.read import Archive
 from evometa.contract import Task, TaskBuilder
@@ -21,6 +21,7 @@ from evometa.errors import ResumeMismatch, UsageError
 from evometa.evaluate.plan import Plan
 from evometa.keys import Stream, stream_key
 from evometa.names import load_strategy
+from evometa.placement import places
 from evometa.session import Session, prepare
 from evometa.space import Space
 from evometa.spec import Spec, build
@@ -134,7 +135,8 @@ def run(
 ) -> Run:
     """Start a run and carry it to the end. `task` is a task, or anything that `evometa run` accepts.
 
-    Other keywords are those of the spec (`objective`, `task_options`, `strategy_options`, `plan`, ...).
+    Other keywords are those of the spec (`objective`, `task_options`, `strategy_options`, `plan`, `limits`, ...);
+    `backend`, `workers` and `gpus_per_worker` say where it is computed, which changes nothing of what comes out.
     A task object is kept in memory only: give a file or a name where the run is to be resumed elsewhere.
     """
     made = build(
@@ -171,16 +173,20 @@ def begin(
     with folder.locked(path):
         digest = hashlib.sha256((path / folder.RECORD).read_bytes()).hexdigest()
         origin = {"from": forked} if forked else {}
-        driver.record_event(path, "started", generations=spec.generations, run_json_sha256=digest, **origin)
+        where = session.placement.said()
+        driver.record_event(path, "started", generations=spec.generations, run_json_sha256=digest, **origin, **where)
         return _finish(path, session, spec.generations, watch, None if forked is None else lambda: state)
 
 
-def resume(path: str | Path, *, generations: int | None = None, watch: Watch | None = None) -> Run:
-    """Go on with a run, to the number of generations that it was to have, or to `generations` in all."""
+def resume(path: str | Path, *, generations: int | None = None, watch: Watch | None = None, **where: Any) -> Run:
+    """Go on with a run, to the number of generations that it was to have, or to `generations` in all.
+
+    `where`: `backend`, `workers`, `gpus_per_worker`, for a run that goes on elsewhere than it was computed last.
+    """
     path = folder.find(path)
     watch = watch or Unwatched()
     with folder.locked(path):
-        session = reopen(path)
+        session = reopen(path, where)
         until, done = folder.target(path), Archive(path).generations()
         if generations is not None and generations > until:
             driver.record_event(path, "extended", generations=generations)
@@ -191,7 +197,7 @@ def resume(path: str | Path, *, generations: int | None = None, watch: Watch | N
             )
         elif generations is not None:
             until = generations
-        driver.record_event(path, "resumed", generation=done, until=until)
+        driver.record_event(path, "resumed", generation=done, until=until, **session.placement.said())
         forked = bool(folder.read_record(path).get("from"))
         return _finish(path, session, until, watch, (lambda: start_state(path, session)) if forked else None)
 
@@ -216,22 +222,30 @@ def open(path: str | Path) -> Run:
     return Run(folder.find(path))
 
 
-def reopen(path: Path) -> Session:
-    """The session of a run on disk, exactly as it was. Raises `ResumeMismatch` where something changed."""
+def reopen(path: Path, where: Mapping[str, Any] | None = None) -> Session:
+    """The session of a run on disk, exactly as it was. Raises `ResumeMismatch` where something changed.
+
+    It computes where the run was computed last, or as `where` says (see `resume`).
+    """
     record = folder.read_record(path)
-    spec = build({**record["spec"], "generations": record["generations"], "name": path.name})
-    session = prepare(spec, plan=Plan(**record["plan"]), base=Path(record["folder"]))
+    trust.require(path, record)
+    session = _parent_session(path, record, places(path, where or {}))
     folder.compare(record, session.identity)
     return session
 
 
 def _finish(path: Path, session: Session, until: int, watch: Watch, start: Callable[[], Any] | None) -> Run:
-    unsealing.enter_search(path, session)
-    state = driver.advance(path, session, until, watch, start)
-    best = champion.last(path)
-    if best is None or best.generations != until:
-        watch.note("choosing the champion on the validation domains")
-        champion.choose(path, session, state, until)
+    try:
+        unsealing.enter_search(path, session)
+        state = driver.advance(path, session, until, watch, start)
+        best = champion.last(path)
+        if best is None or best.generations != until:
+            watch.note("choosing the champion on the validation domains")
+            champion.choose(path, session, state, until)
+    finally:
+        lost = session.close()
+    if lost:
+        driver.record_event(path, "workers_lost", lost=lost)
     return Run(path)
 
 
@@ -287,8 +301,9 @@ def _forked_state(path: Path, generation: int, session: Session) -> Any:
     return state if _same_strategy(parent, session) else session.initial_state(origin.strategy.recommend(state))
 
 
-def _parent_session(path: Path, record: Mapping[str, Any]) -> Session:
-    spec = build({**record["spec"], "generations": record["generations"], "name": path.name})
+def _parent_session(path: Path, record: Mapping[str, Any], where: Mapping[str, Any] | None = None) -> Session:
+    trust.require(path, record, same=False)
+    spec = build({**record["spec"], "generations": record["generations"], "name": path.name, **(where or {})})
     return prepare(spec, plan=Plan(**record["plan"]), base=Path(record["folder"]))
 
 

@@ -68,21 +68,28 @@ def budgets(paths: Sequence[Path | str], names: Sequence[str]) -> tuple[Budget, 
 
 
 def families(path: Path | str, tag: str) -> dict[str, str]:
-    """Domain -> its tag's value, from the run's task; nothing of its data is loaded. Raises `ConfigError`."""
-    from evometa.names import load_task
-
+    """Domain -> its tag's value, as run.json says; no task is imported. Raises `ConfigError`."""
     record = folder.read_record(Path(path))
-    spec = record["spec"]
-    if not isinstance(spec["task"], str):
-        raise ConfigError("a task that is written in the spec has no tags")
-    task = load_task(spec["task"], spec["task_options"], Path(record["folder"]))
-    found = {domain.name: domain.tags[tag] for domain in task.domains if tag in domain.tags}
+    tags = _tags(record)
+    found = {domain: str(values[tag]) for domain, values in tags.items() if tag in values}
     if not found:
-        known = sorted({name for domain in task.domains for name in domain.tags})
+        known = sorted({name for values in tags.values() for name in values})
         raise ConfigError(
-            f"no domain of {task.name} has a tag {tag!r}.{did_you_mean(tag, known)} Known: {', '.join(known) or 'none'}"
+            f"no domain of {record['task']['name']} has a tag {tag!r}.{did_you_mean(tag, known)}"
+            f" Known: {', '.join(known) or 'none'}"
         )
     return found
+
+
+def _tags(record: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Domain -> tag -> value. Records from before they held tags: those of evometa's own tasks are known."""
+    from evometa.names import load_task
+    from evometa.tasks import TASKS
+
+    spec = record["spec"]
+    if "tags" in record or not isinstance(spec["task"], str) or spec["task"] not in TASKS:
+        return record.get("tags", {})
+    return {domain.name: domain.tags for domain in load_task(spec["task"], spec["task_options"]).domains}
 
 
 def _budget(path: Path, arm: str) -> Budget:
@@ -127,7 +134,7 @@ def _what(record: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(spec["task"], str):  # where the file lies is no difference
         spec["task"] = record["task"]["name"]
     spec["objective"] = ", ".join(record["task"]["objectives"])
-    return {**spec, "code": code, "from": record["from"]}
+    return {**spec, "code": code, "from": record.get("from")}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

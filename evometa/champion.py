@@ -110,7 +110,7 @@ def choose(path: Path, session: Session, state: State, generations: int) -> Cham
 
 def last(path: Path) -> Champion | None:
     """The champion that was chosen last, read from the run's folder; None before the first choice."""
-    chosen = [event for event in events.read(path) if event["kind"] == "champion"]
+    chosen = [event for event in events.diary(path) if event["kind"] == "champion"]
     if not chosen:
         return None
     event = chosen[-1]

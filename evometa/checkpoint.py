@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from evometa.archives.regular import read_file
 from evometa.archives.sealed import FOLDER, FORMAT, NAME, scan, seal
 from evometa.archives.write import replace, storage
-from evometa.errors import ConfigError, ResumeMismatch
+from evometa.errors import ConfigError, IntegrityError, ResumeMismatch
 from evometa.types import State
 
 KEEP = 3
@@ -81,8 +83,12 @@ def load(run_path: Path, like: State, *, spec_digest: str) -> tuple[int, State, 
                 f"{found.path}: expected a checkpoint of spec {spec_digest[:16]}, got one of"
                 f" {record['meta']['spec_digest'][:16]}. The spec or the code changed; to go on with it, fork: {fork}"
             )
-        tensors = load_tensors(found.path.with_suffix(".safetensors").read_bytes())
-        state = _restore(record["leaves"], tensors, like, found.path)
+        try:
+            tensors = load_tensors(read_file(found.path.with_suffix(".safetensors")))
+            state = _restore(record["leaves"], tensors, like, found.path)
+        except (SafetensorError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+            # Its bytes are those of its name: it was made so.
+            raise IntegrityError(f"{found.path}: its arrays cannot be read ({error})") from None
         return found.generation, state, {**record["meta"], "skipped": skipped}
     return None
 

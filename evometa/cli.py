@@ -18,15 +18,22 @@ import typer
 
 from evometa import __version__
 from evometa.cli_archive import Json, Out, RunName, archive, emit
+from evometa.cli_archive_more import register as register_archive_more
 from evometa.cli_author import check_app, new_app
+from evometa.cli_doctor import register as register_doctor
 from evometa.cli_export import register as register_export
 from evometa.cli_look import register as register_look
 from evometa.cli_study import register as register_study
 from evometa.errors import EvometaError, UsageError
+from evometa.printable import printable
 
 if TYPE_CHECKING:
     from evometa.driver import Watch
     from evometa.spec import Spec
+
+Backend = Annotated[str | None, typer.Option(help="Where it is computed: inline (in this process), processes, or ray.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; by default one per core.")]
+Gpus = Annotated[float | None, typer.Option(help="GPUs that each worker sees (CUDA_VISIBLE_DEVICES); 0.5: two share.")]
 
 app = typer.Typer(
     help="Search for how to learn: population-based search over meta-parameters, scored on held-out domains.",
@@ -35,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+register_archive_more(archive)
 app.add_typer(archive, name="archive")
 app.add_typer(check_app, name="check")
 app.add_typer(new_app, name="new")
@@ -71,7 +79,9 @@ def run(
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the spec, e.g. strategy_options.sigma=0.3.")
     ] = None,
     profile: Annotated[str | None, typer.Option(help="A task's profile: smoke, standard or full.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Where cells are computed: inline.")] = None,
+    backend: Backend = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
     plan: Annotated[
         str | None, typer.Option(metavar="RUN", help="Use the plan (chunk, devices, block) of another run.")
     ] = None,
@@ -100,6 +110,8 @@ def run(
         "seed": seed,
         "objective": objective[0] if objective and len(objective) == 1 else objective,
         "backend": backend,
+        "workers": workers,
+        "gpus_per_worker": gpus_per_worker,
         "name": name,
     }
     values |= {key: value for key, value in flags.items() if value is not None}
@@ -120,6 +132,9 @@ def run(
 def resume(
     run: RunName,
     generations: Annotated[int | None, typer.Option(help="Carry it to this many generations in all.")] = None,
+    backend: Backend = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
     as_json: Json = False,
 ) -> None:
     """Go on with a run that stopped, or extend one that is finished.
@@ -134,7 +149,8 @@ def resume(
     from evometa import api
 
     began = _now()
-    _say_done(api.resume(path, generations=generations, watch=_watch()), _now() - began, as_json)
+    where = {"backend": backend, "workers": workers, "gpus_per_worker": gpus_per_worker}
+    _say_done(api.resume(path, generations=generations, watch=_watch(), **where), _now() - began, as_json)
 
 
 @app.command()
@@ -206,6 +222,7 @@ def demo(
 register_study(app)
 register_look(app)
 register_export(app)
+register_doctor(app)
 
 
 # --- shared by the commands ---------------------------------------------------------------------------
@@ -297,11 +314,9 @@ def _say_done(made: Any, seconds: float, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; the one place where an error becomes a line and an exit code."""
-    # Found again by resume and fork from wherever Python was started.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     # Outside the search, which has handlers of its own, a termination ends with its code and no traceback.
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGUSR1, _terminate)  # before a preemption
     try:
         code = app(standalone_mode=False)
         raise SystemExit(code if isinstance(code, int) else 0)
@@ -312,7 +327,7 @@ def main() -> None:
     except typer.Abort:
         _fail("stopped", 130)
     except KeyboardInterrupt as stop:
-        _fail(*("terminated", 143) if isinstance(stop, _Terminated) else ("stopped", 130))
+        _fail(*("terminated", 128 + stop.args[0]) if isinstance(stop, _Terminated) else ("stopped", 130))
     except BrokenPipeError:
         # The reader of our output left (`| head`): nothing to say, and nowhere to say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -327,15 +342,15 @@ def main() -> None:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception that no task's code takes for its own: neither Exception nor SystemExit."""
+    """SIGTERM or SIGUSR1, as an exception that no task's code takes for its own: neither Exception nor SystemExit."""
 
 
 def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
+    raise _Terminated(number)
 
 
 def _fail(text: str, code: int) -> None:
     if os.environ.get("EVOMETA_DEBUG") and sys.exc_info()[0] is not None:
         raise
-    print(f"evometa: {text}", file=sys.stderr)
+    print(printable(f"evometa: {text}"), file=sys.stderr)
     raise SystemExit(code) from None

@@ -94,25 +94,50 @@ def top(
 @archive.command("lineage")
 def lineage(
     run: RunName,
-    candidate: Candidate,
+    candidate: Annotated[
+        str | None, typer.Argument(metavar="[GEN:INDEX]", help="A candidate; by default the champion.")
+    ] = None,
     depth: Annotated[
         int | None, typer.Option(help="How many steps back; a distribution's ancestry is everything.", min=0)
     ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Draw it: .svg, .png, .json; without a candidate everybody. Or write .nwk, .csv."),
+    ] = None,
+    by_generation: Annotated[
+        bool, typer.Option("--by-generation", help="One node for every generation before: its best candidate.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """The ancestors of a candidate, back to the first generation."""
+    """The ancestors of a candidate as a tree, back to the first generation; or a picture of a run's genealogy.
+
+    Example: evometa archive lineage runs/ladder-open_ended-s0 --to tree.svg
+    """
+    path = _path(run)
+    who = candidate_of(candidate) if candidate else None
+    if to is not None:
+        from evometa.reports.genealogy_figure import picture
+
+        drawn = str(picture(path, to, who))
+        emit({"picture": drawn}, as_json, lambda: f"wrote {drawn}")
+        return
     from evometa.archives.read import Archive
     from evometa.folder import read_record
-    from evometa.reports.tables import ancestry_text
+    from evometa.reports.genealogy import champion_name, tree_text
 
-    path = _path(run)
-    data, origin = Archive(path).ancestry(*candidate_of(candidate), depth), read_record(path).get("from")
+    data = Archive(path).ancestry(*(who or champion_name(path)), depth, by_generation)
+    origin = read_record(path).get("from")
 
     def text() -> str:
         forked = f"\na fork: ancestors before generation {origin['first']} are in {origin['run']}" if origin else ""
-        return ancestry_text(data) + forked
+        return (line_text(data) if by_generation else tree_text(data)) + forked
 
     emit(_finite(data), as_json, text)
+
+
+def line_text(data: dict[str, Any]) -> str:
+    """One line per generation: the best candidate of each."""
+    return "\n".join(f"{node['generation']}:{node['index']}  {node['fitness']:.6g}" for node in data["nodes"])
 
 
 @archive.command("diff")
@@ -215,8 +240,10 @@ def emit(data: Any, as_json: bool, text: Any) -> None:
     """Print JSON, or what `text()` says."""
     import json
 
+    from evometa.printable import printable
+
     try:
-        print(json.dumps(data, allow_nan=False) if as_json else text(), flush=True)
+        print(json.dumps(data, allow_nan=False) if as_json else printable(text()), flush=True)
     except BrokenPipeError:
         # The reader left (`| head`): nothing to say, and nowhere to say it, at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -108,7 +108,7 @@ def load(paths: Sequence[Path | str], names: Sequence[str | None] | None = None,
 
 
 def _read(path: Path, order: int) -> _Run:
-    record, diary = folder.read_record(path), events.read(path)
+    record, diary = folder.read_record(path), events.diary(path)
     finished = {event["opening"] for event in diary if event["kind"] == "opened"}
     openings = {e["opening"]: e for e in diary if e["kind"] == "opening" and e["opening"] in finished}
     if not openings:
@@ -122,7 +122,7 @@ def _searched(path: Path) -> bool:
     """Whether a run's search used sealed data: its study's record says so, or its own diary."""
     if study_record.is_study(path.parent):
         return any(run["oracle"] for run in study_record.read(path.parent)["runs"] if run["judged"] == path.name)
-    return any(event["kind"] == study_record.SEARCHED for event in events.read(path))
+    return any(event["kind"] == study_record.SEARCHED for event in events.diary(path))
 
 
 def _common_opening(runs: Sequence[_Run], wanted: int | None) -> int:

@@ -40,7 +40,7 @@ def demonstrate(out: Path, profile: str, seed: int, watch: Callable[[str], Watch
     paths = {}
     for arm in ARMS:
         paths[arm] = _search(out, arm, profile, seed, watch(arm))
-    if not all(any(e["kind"] == "opened" for e in events.read(path)) for path in paths.values()):
+    if not all(any(e["kind"] == "opened" for e in events.diary(path)) for path in paths.values()):
         watch("opening").note("opening the sealed languages")
         with ExitStack() as stack:
             for path in paths.values():
@@ -94,7 +94,7 @@ def _result(paths: dict[str, Path]) -> dict[str, Any]:
     assert interval is not None
     record, best = folder.read_record(paths["away"]), api.open(paths["away"]).champion
     assert best is not None
-    opened = [event for event in events.read(paths["away"]) if event["kind"] == "opened"]
+    opened = [event for event in events.diary(paths["away"]) if event["kind"] == "opened"]
     who = f"{best.generation}:{best.index or 0}"
     return {
         "rows": rows,
@@ -115,7 +115,7 @@ def _result(paths: dict[str, Path]) -> dict[str, Any]:
 
 def _losses(path: Path) -> dict[str, Any]:
     """`{label: {query: [domains, seeds]}}` of the run's first opening."""
-    opening = next(event["opening"] for event in events.read(path) if event["kind"] == "opened")
+    opening = next(event["opening"] for event in events.diary(path) if event["kind"] == "opened")
     table = Archive(path).judgements()
     table = table.filter((pc.field("phase") == "test") & (pc.field("opening") == opening))
     domains = list(dict.fromkeys(table["domain"].to_pylist()))

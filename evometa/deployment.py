@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evometa import champion, folder
+from evometa import champion, folder, trust
 from evometa.errors import EvometaError, UsageError
 from evometa.nest_search import SLOTS, START, TUNES
 from evometa.space import Space, flatten
@@ -31,6 +31,7 @@ def deployed_spec(
     one without a champion.
     """
     record = folder.read_record(path)
+    trust.require(path, record, same=False)
     spec = build({**record["spec"], "generations": record["generations"]})
     if spec.levels < 2:
         raise UsageError(f"{path.name} has {spec.levels} level(s): only a run of two or more can be deployed")

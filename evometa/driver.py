@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import threading
 import time
@@ -17,10 +16,11 @@ import numpy as np
 from evometa import checkpoint, folder
 from evometa.archives import events
 from evometa.archives.cells import CellJournal
-from evometa.archives.read import Archive, list_parts
+from evometa.archives.content import rows_digest
+from evometa.archives.read import Archive
 from evometa.archives.rows import block_from_table, lineage_table, timings_table
-from evometa.archives.write import commit, encode, sweep
-from evometa.backends.inline import HostCells
+from evometa.archives.stored import Stored, blocks, standing
+from evometa.archives.write import commit, sweep
 from evometa.errors import EvometaError, IntegrityError, ResumeMismatch
 from evometa.session import Session, identity_digest
 from evometa.types import Block, Failure, State
@@ -28,6 +28,9 @@ from evometa.types import Block, Failure, State
 # A checkpoint costs eight fsyncs and only spares a resume what came after it: stored generations are told again,
 # compiled blocks computed again, for as long at the most.
 _CHECKPOINT_SECONDS = 5.0
+
+
+_IDLE = "nobody passed the hurdle; the search stands still until somebody does"
 
 
 class Watch(Protocol):
@@ -66,8 +69,12 @@ class Unwatched:
         """Nothing."""
 
 
+# SLURM sends SIGUSR1, where it is asked to (`--signal=USR1@60`), before it preempts.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 class Interrupted(EvometaError):
-    """A signal asked the run to stop; everything that was finished is on disk (exit code 130 or 143)."""
+    """A signal asked the run to stop; everything that was finished is on disk (exit code 130, 143 or 138)."""
 
     def __init__(self, number: int, path: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}. Go on with: evometa resume {path}")
@@ -80,7 +87,7 @@ class _Dropped(BaseException):
 
 
 class _Stop:
-    """SIGINT and SIGTERM while a run is under way.
+    """SIGINT, SIGTERM and SIGUSR1 while a run is under way.
 
     A compiled block is finished and committed first. A host loop is left at once: a Python or command task's
     finished cells are durable, and no other generation is worth waiting for. A second signal drops everything at
@@ -106,12 +113,12 @@ class _Stop:
 
 @contextmanager
 def stoppable(path: Path, watch: Watch) -> Iterator[_Stop]:
-    """Handle SIGINT and SIGTERM as `_Stop` says; outside the main thread signals are left alone."""
+    """Handle `STOPS` as `_Stop` says; outside the main thread signals are left alone."""
     stop = _Stop(path, watch)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield stop
     except _Dropped:
@@ -127,7 +134,9 @@ def start(session: Session, out: Path, *, forked: dict[str, Any] | None = None) 
     default = f"{session.task.name}-{session.strategy.name}-s{spec.seed}"
     # Where a task file named by a relative path is found again; no part of what makes the run this run.
     here = str(Path.cwd())
-    record = {**session.identity, "generations": spec.generations, "from": forked, "folder": here}
+    # What reports group domains by; they import no task.
+    tags = {domain.name: {k: str(v) for k, v in domain.tags.items()} for domain in session.task.domains if domain.tags}
+    record = {**session.identity, "generations": spec.generations, "from": forked, "folder": here, "tags": tags}
     return folder.create(out, spec.name, default, record)
 
 
@@ -151,25 +160,27 @@ class _Advance:
         self.timings: list[Any] = []
         self.saved_at = time.monotonic()
         self.last_part: str | None = None
+        self.noted: set[str] | None = None  # what the diary holds of the strategy's notes
+        self.idle = False  # has there been a generation of which nobody passed the hurdle?
         self.journal = CellJournal(path / "cells")
-        if isinstance(session.backend, HostCells):
-            session.backend.journal = self.journal
+        session.keep_in(self.journal)
 
     def run(self, until: int, start_state: Callable[[], State] | None) -> State:
         sweep(self.path)
         generation, state = self._restore(start_state)
-        stored = {part.first: part for part in list_parts(self.path / "lineage")}
+        stored = Stored(self.path / "lineage")
         self.watch.begin(self.session, self.path, generation, until)
         with stoppable(self.path, self.watch) as stop:
             try:
                 while generation < until:
                     began = time.monotonic()
-                    if generation in stored:
-                        state, block = self._stored(state, stored[generation])
-                        self.last_part = stored[generation].path.name
+                    length = self.session.plan.block
+                    count = min(length - generation % length, until - generation)
+                    if (part := stored.part(generation)) is not None:
+                        state, block = self._stored(state, stored.rows(part, generation, count), part.name)
+                        self.last_part = part.name
                     else:
-                        length = self.session.plan.block
-                        count = min(length - generation % length, until - generation)
+                        count = stored.gap(generation, count)  # a part that was lost comes back, and nothing twice
                         stop.may_interrupt = not self.session.compiled
                         state, block = self.session.loop.advance(state, generation, count)
                         stop.may_interrupt = False
@@ -177,6 +188,7 @@ class _Advance:
                     generation += block.generations
                     if time.monotonic() - self.saved_at > _CHECKPOINT_SECONDS or generation >= until:
                         self._save(generation, state)
+                    self._note(block, state)
                     self.watch.block(block, state, time.monotonic() - began)
                     if block.first == self.base:
                         self._some_succeeded(block)
@@ -200,8 +212,8 @@ class _Advance:
             return self.base, like
         generation, state, meta = found
         self.last_part = meta.get("last_part")
-        part = self.path / "lineage" / str(self.last_part)
-        if self.last_part and not part.exists():
+        if self.last_part and standing(self.path, self.last_part) is None:
+            part = self.path / "lineage" / self.last_part
             raise IntegrityError(
                 f"{part}: this part is missing, and a checkpoint counts on it. Put it back; what else is wrong says:"
                 f" evometa archive check {self.path}"
@@ -231,29 +243,45 @@ class _Advance:
         checkpoint.save(self.path, generation, state, {"spec_digest": self.digest, "last_part": self.last_part})
         self.saved_at = time.monotonic()
 
-    def _stored(self, state: State, part: Any) -> tuple[State, Block]:
-        """Pass over a part that lies beyond the checkpoint.
+    def _stored(self, state: State, table: Any, part: str) -> tuple[State, Block]:
+        """Pass over stored generations that lie beyond the checkpoint; `table` has their rows, `part` is its name.
 
-        A compiled block is computed again and must give the same bytes: it takes a moment, and nothing else
-        gives the same state for certain. On the host, the stored scores are told, and nothing is evaluated.
+        A compiled block is computed again and must give the same rows, bit for bit: it takes a moment, and nothing
+        else gives the same state for certain. On the host, the stored scores are told, and nothing is evaluated.
         """
-        table = part.read()
         session, space = self.session, self.session.task.space
-        count = len(table) // session.strategy.population
+        first, last = (int(table["generation"][at].as_py()) for at in (0, -1))
         if session.compiled:
-            state, block = session.loop.advance(state, part.first, count)
-            if hashlib.sha256(encode(self._table(block))).hexdigest()[:16] != part.digest:
-                raise ResumeMismatch(_DIFFERS.format(part=part.path.name))
+            state, block = session.loop.advance(state, first, last + 1 - first)
+            if rows_digest(self._table(block)) != rows_digest(table):
+                raise ResumeMismatch(_DIFFERS.format(part=part))
             return state, block
         block = block_from_table(table, session.cells, space.dimension, len(session.task.objectives))
         try:
             return session.retelling().retell(state, block), block
         except ValueError:
-            raise ResumeMismatch(_DIFFERS.format(part=part.path.name)) from None
+            raise ResumeMismatch(_DIFFERS.format(part=part)) from None
+
+    def _note(self, block: Block, state: State) -> None:
+        """What the strategy has to say goes into the diary, once, and to whoever looks on; so does an idle hurdle."""
+        notes = self.session.strategy.notes
+        said = notes(state) if notes else []
+        failure = np.asarray(block.scores.failure)
+        idle = (failure == Failure.SKIPPED).any(axis=1) & ~(failure == Failure.OK).any(axis=1)
+        if idle.any() and not self.idle:
+            self.idle = True
+            said = [*said, f"generation {block.first + int(idle.argmax())}: {_IDLE}"]
+        for text in said:
+            if self.noted is None:
+                self.noted = {entry["text"] for entry in events.diary(self.path) if entry["kind"] == "note"}
+            if text not in self.noted and not (text.endswith(_IDLE) and any(t.endswith(_IDLE) for t in self.noted)):
+                record_event(self.path, "note", text=text)
+                self.watch.note(text)
+                self.noted.add(text)
 
     def _some_succeeded(self, block: Block) -> None:
         failure = np.asarray(block.scores.failure)
-        if (failure == Failure.OK).any():
+        if np.isin(failure, (Failure.OK, Failure.SKIPPED)).any():
             return
         first = next(iter(block.messages.values()), f"{Failure(int(failure[0, 0])).name.lower()} loss")
         reference = self.session.spec.task
@@ -278,12 +306,7 @@ def state_at(path: Path, session: Session, generation: int, start_state: State |
     """The strategy's state before `generation`, told again from the stored rows; nothing is evaluated."""
     state = session.initial_state() if start_state is None else start_state
     loop, space = session.retelling(), session.task.space
-    for part in Archive(path).parts():
-        if part.first >= generation:
-            break
-        table = part.read()
-        count = min(len(table) // session.strategy.population, generation - part.first)
-        table = table.slice(0, count * session.strategy.population)
+    for part, table in blocks(Archive(path).parts(), generation):
         block = block_from_table(table, session.cells, space.dimension, len(session.task.objectives))
         try:
             state = loop.retell(state, block)

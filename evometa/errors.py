@@ -55,6 +55,8 @@ def how_to_install(package: str | None) -> str:
     """What to type for a package that is missing: not every package is called as it is imported."""
     if package in ("sklearn", "wordfreq", "msgpack"):  # what the built-in tasks use
         return "Type: pip install 'evometa[tasks]'"
+    if package in ("gymnax", "six"):
+        return "Type: pip install 'evometa[rl]'"
     return f"Type: pip install {package}"
 
 

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evometa.archives import events, sealed
+from evometa.archives import events, sealed, shapes
+from evometa.archives.regular import no_links, open_file, read_file
 from evometa.archives.schema import FORMAT, digest
 from evometa.archives.write import ensure_folder, storage, write_once
 from evometa.contract import NAME
 from evometa.errors import EvometaError, IntegrityError, NotFound, ResumeMismatch, UsageError, did_you_mean
-
-RECORD = "run.json"
+from evometa.trust import RECORD, remember
 
 
 def create(out: Path, name: str | None, default: str, record: dict[str, Any]) -> Path:
@@ -47,6 +47,7 @@ def create(out: Path, name: str | None, default: str, record: dict[str, Any]) ->
 def _write(path: Path, record: dict[str, Any]) -> bool:
     """Write the record; False where another start claimed the same empty folder and was faster."""
     text = sealed.seal({"format": FORMAT, "schema_digest": digest(), "run": path.name, **record})
+    remember(text, path)  # before it can be killed: to resume it must need nobody's word
     try:
         write_once(path / RECORD, text)
     except IntegrityError:
@@ -82,14 +83,13 @@ def read_record(path: Path) -> dict[str, Any]:
     """What run.json says. Raises `IntegrityError` where it was changed or belongs to a newer format."""
     file = path / RECORD
     try:
-        record = sealed.unseal(file.read_bytes(), file)
+        record = sealed.unseal(read_file(file), file)
     except FileNotFoundError:
         raise NotFound(f"no run at {path}. Type: evometa runs") from None
+    shapes.require(record, {"format": str}, file)
     if record["format"].split(".")[0] != FORMAT.split(".")[0]:
-        raise IntegrityError(
-            f"{file}: expected format {FORMAT}, got {record['format']}. Use the evometa that wrote it:"
-            f" {record.get('versions', {}).get('evometa', 'a newer one')}"
-        )
+        raise IntegrityError(f"{file}: expected format {FORMAT}, got {record['format']}. Use the evometa that wrote it")
+    shapes.require(record, shapes.RECORD, file)
     return record
 
 
@@ -97,7 +97,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def locked(path: Path) -> Iterator[None]:
     """Hold a run for writing. Raises `EvometaError` where another process has it; death releases it."""
     with storage(path):
-        descriptor = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        no_links(path)
+        descriptor = open_file(path / "run.lock", os.O_RDWR | os.O_CREAT)
     try:
         with storage(path):
             try:
@@ -119,7 +120,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def target(path: Path) -> int:
     """How many generations the run is to have: the last that was asked for."""
-    asked = [e["generations"] for e in events.read(path) if e["kind"] in ("started", "extended")]
+    asked = [e["generations"] for e in events.diary(path) if e["kind"] in ("started", "extended")]
     return int(asked[-1] if asked else read_record(path)["generations"])
 
 

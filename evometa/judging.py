@@ -11,6 +11,7 @@ import numpy as np
 from evometa.archives.cells import CellJournal
 from evometa.archives.rows import FAILURES, seed_words
 from evometa.backends.inline import HostCells
+from evometa.backends.pool import Pool
 from evometa.contract import Task
 from evometa.evaluate.compiled import CompiledCells, layout
 from evometa.evaluate.data import Loaded
@@ -49,10 +50,21 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Judges genomes on loaded domains. JAX tasks compile once, however many candidates and replicates follow."""
+    """Judges genomes on loaded domains. JAX tasks compile once, however many candidates and replicates follow.
 
-    def __init__(self, task: Task, loaded: Sequence[Loaded], plan: Plan) -> None:
+    `pool`: workers that train and judge for a Python or command task; JAX tasks are judged in this process.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        loaded: Sequence[Loaded],
+        plan: Plan,
+        pool: Pool | None = None,
+        output_mb: float | None = None,
+    ) -> None:
         self.task, self.loaded = task, tuple(loaded)
+        self._pool, self._output_mb = pool, output_mb
         self._plan = Plan(1, plan.devices, 1, plan.platform)
         self._compiled = CompiledCells(task, loaded, self._plan, 1) if task.runs == "jax" else None
 
@@ -72,7 +84,7 @@ class Judge:
         """
         key = stream_key(seed, number, stream)
         if self._compiled is None:
-            cells = HostCells(self.task, self.loaded, replicates, journal)
+            cells = HostCells(self.task, self.loaded, replicates, journal, self._pool, self._output_mb)
             try:
                 raw, messages = cells.host(number, key, genomes)
             finally:

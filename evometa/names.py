@@ -38,7 +38,7 @@ def load_task(reference: str, options: Mapping[str, Any] | None = None, base: Pa
     options = dict(options or {})
     path, _, attribute = reference.partition(":")
     if path.endswith(".py"):
-        file = _find(path, base)
+        file = find_file(path, base)
         found, source = _from_file(file, attribute, "task"), str(file.absolute())
     else:
         target = known("tasks").get(reference, reference)
@@ -72,7 +72,7 @@ def strategy_factory(name: str, base: Path = Path()) -> Callable[..., Strategy]:
     """The factory called `name` (or `package.module:attr`, `file.py:attr`); raises `NotFound`."""
     path, _, attribute = name.partition(":")
     if path.endswith(".py"):
-        return _from_file(_find(path, base), attribute or Path(path).stem, "strategy")
+        return _from_file(find_file(path, base), attribute or Path(path).stem, "strategy")
     target = known("strategies").get(name, name)
     if ":" not in target:
         close = did_you_mean(name, known("strategies"))
@@ -108,8 +108,13 @@ def strategy_digest(name: str, base: Path = Path()) -> str:
     """sha256 of the source of a strategy from a file or a module; empty for evometa's own, which have its version."""
     path, _, _ = known("strategies").get(name, name).partition(":")
     if path.endswith(".py"):
-        return _digest(_sources(str(_find(path, base))))
+        return _digest(_sources(str(find_file(path, base))))
     return "" if path.startswith("evometa.") else _digest(_sources(path))
+
+
+def sources_digest(file: Path) -> str:
+    """sha256 of a file's source and of what it imports from its own folder; nothing is imported."""
+    return _digest(_with_neighbours(file.resolve()))
 
 
 def _digest(files: Iterable[Path]) -> str:
@@ -186,6 +191,8 @@ def check_options(factory: Callable[..., Any], options: Mapping[str, Any], owner
 
 def _from_module(target: str, kind: str) -> Any:
     module_name, _, attribute = target.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # modules beside where the user is; not before, for reading imports nothing from there
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -206,7 +213,7 @@ class _FreshLoader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
-def _find(path: str, base: Path) -> Path:
+def find_file(path: str, base: Path) -> Path:
     """The file, or the one of that name in `base`; as given where there is neither."""
     return base / path if not Path(path).is_file() and (base / path).is_file() else Path(path)
 

@@ -12,9 +12,10 @@ from evometa import api, driver
 from evometa.archives.read import Archive
 from evometa.archives.rows import block_from_table
 from evometa.backends.inline import HostCells
-from evometa.evaluate.compiled import CompiledCells
 from evometa.evaluate.settle import settle
+from evometa.evaluate.staged import StagedCells
 from evometa.keys import Stream, stream_key
+from evometa.types import Failure
 
 
 def replay(path: Path, generation: int, index: int) -> dict[str, Any]:
@@ -41,17 +42,22 @@ def replay(path: Path, generation: int, index: int) -> dict[str, Any]:
     key = stream_key(session.spec.seed, generation, Stream.EVALUATE)
     # A whole population of the same genome: the same shapes, so the same program as in the run.
     genomes = np.repeat(genome[None], session.strategy.population, axis=0)
-    if isinstance(session.backend, CompiledCells):
+    if not isinstance(session.backend, HostCells):
         raw = session.backend.host(key, genomes)
     else:
         backend = HostCells(session.task, session.train, session.task.replicates)
         raw, _ = backend.host(generation, key, genomes[:1])
     scores = jax.tree.map(np.asarray, jax.jit(lambda r: settle(r, session.cells, session.task.objectives))(raw))
     loss, fitness = scores.loss[0], scores.fitness[0]
+    # Behind a hurdle a copy of itself has other company: it may pass. What was not computed then has nothing to equal.
+    staged = isinstance(session.backend, StagedCells)
     differing = [
         {**cell._asdict(), "stored": float(stored.loss[c]), "replayed": float(loss[c])}
         for c, cell in enumerate(session.cells)
-        if stored.loss[c].tobytes() != loss[c].tobytes() and not (np.isnan(stored.loss[c]) and np.isnan(loss[c]))
+        if stored.loss[c].tobytes() != loss[c].tobytes()
+        and not (np.isnan(stored.loss[c]) and np.isnan(loss[c]))
+        and (stored.evaluated[c] or not staged)
     ]
-    equal = not differing and stored.fitness.tobytes() == fitness.tobytes()
+    stopped = staged and stored.failure == Failure.SKIPPED
+    equal = not differing and (stopped or stored.fitness.tobytes() == fitness.tobytes())
     return {"equal": equal, "fitness": float(stored.fitness[0]), "replayed": float(fitness[0]), "differing": differing}

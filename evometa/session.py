@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from evometa.backends.chunks import ChunkedCells
 from evometa.backends.inline import HostCells
-from evometa.contract import Objective, Split, Task
-from evometa.errors import ConfigError, did_you_mean
+from evometa.backends.pool import Diary, Pool
+from evometa.contract import Task
+from evometa.errors import ConfigError
 from evometa.evaluate import data as datasets
 from evometa.evaluate.compiled import CompiledCells
 from evometa.evaluate.data import Loaded
 from evometa.evaluate.plan import Plan, derive
+from evometa.evaluate.staged import Hurdle, StagedCells
 from evometa.judging import Judge
 from evometa.keys import Stream, stream_key
-from evometa.levels import leveled, start_genome
+from evometa.levels import start_genome
 from evometa.loop import CompiledLoop, HostLoop
 from evometa.machine import numerics, spare_threads
-from evometa.names import code_digest, load_strategy, load_task, strategy_digest
+from evometa.names import code_digest, load_strategy, strategy_digest
+from evometa.placement import Placement, limits_of, open_engine, order_of, place
 from evometa.spec import Spec, canonical, digest
-from evometa.spec_task import task_from_table
+from evometa.spec_task import task_of
 from evometa.types import Cell, State, Strategy
 
 # Libraries whose version can change a number. A resume under another one is refused.
@@ -46,10 +52,14 @@ class Session:
     strategy: Strategy
     plan: Plan
     train: tuple[Loaded, ...]
-    backend: CompiledCells | HostCells
+    backend: CompiledCells | StagedCells | HostCells
     loop: CompiledLoop | HostLoop
     identity: dict[str, Any] = field(default_factory=dict)  # what run.json says and a resume compares
+    placement: Placement = Placement("inline")
+    base: Path = Path()
+    chunks: ChunkedCells | None = None  # where a pool computes a JAX task's cells
     _validation: Judge | None = None
+    _pools: dict[int | None, Pool] = field(default_factory=dict)
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -61,8 +71,48 @@ class Session:
         if self._validation is None:
             names = self.task.split.validation
             loaded = datasets.load(self.task, names) if names else self.train
-            self._validation = Judge(self.task, loaded, self.plan)
+            self._validation = self.judge(loaded)
         return self._validation
+
+    def judge(self, loaded: Sequence[Loaded], opening: int | None = None) -> Judge:
+        """Judges on loaded domains, by the session's workers where those compute Python and command tasks.
+
+        `opening`: the number of the opening that test domains were loaded for; the workers' permission too.
+        """
+        pool = self.pool(opening) if isinstance(self.backend, HostCells) else None
+        return Judge(self.task, loaded, self.plan, pool, self.spec.limits.output_mb)
+
+    def pool(self, opening: int | None = None) -> Pool | None:
+        """The workers of this session (with an opening: others, that may load test domains); None inline."""
+        if self.placement.backend == "inline":
+            return None
+        if opening not in self._pools:
+
+            def engine() -> Any:
+                order = order_of(self.spec, self.task, self.base, self.plan, self.identity, opening)
+                return open_engine(self.placement, order, self.task.runs)
+
+            scope = identity_digest(self.identity) if self.identity else digest(self.spec.identity())
+            self._pools[opening] = Pool(engine, scope, limits_of(self.spec, self.task))
+        return self._pools[opening]
+
+    def keep_in(self, journal: Diary) -> None:
+        """Have every finished unit written to a journal, as far as it is computed unit by unit."""
+        if self.chunks is not None:
+            self.chunks.journal = journal
+        elif isinstance(self.backend, HostCells):
+            self.backend.journal = journal
+
+    def close(self) -> dict[str, int]:
+        """End the session's workers; should they be needed again, new ones start.
+
+        Returns how many were lost and replaced on the way, by what is known of their end.
+        """
+        lost: Counter[str] = Counter()
+        for pool in self._pools.values():
+            lost += Counter(pool.lost)
+            pool.close()
+        return dict(lost)
 
     @property
     def compiled(self) -> bool:
@@ -91,6 +141,7 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
     """
     spare_threads()
     task = task_of(spec, base)
+    placement = place(spec, task)
     strategy = strategy_of(spec, task, base)
     if len(task.objectives) > strategy.objectives:
         raise ConfigError(
@@ -99,17 +150,30 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
             " Use nsga2 with strategy_options.objectives, or one --objective"
         )
     train = datasets.load(task, task.split.train)
-    backend: CompiledCells | HostCells
+    backend: CompiledCells | StagedCells | HostCells
+    if spec.hurdle is not None and (task.runs != "jax" or placement.backend != "inline"):
+        raise ConfigError(
+            f"hurdle: expected a JAX task computed inline, got runs={task.runs!r} on {placement.backend}."
+            " Leave hurdle out, or backend=inline"
+        )
     if task.runs == "jax":
-        backend = CompiledCells(task, train, Plan(), task.replicates)
+        backend = _cells(spec, task, train)
         plan = plan or _derive(spec, backend, strategy)
         plan.require()
         backend.replan(plan)
     else:
         plan = plan or Plan(block=spec.plan.block or 1)
-        backend = HostCells(task, train, task.replicates)
-    session = Session(spec, task, strategy, plan, train, backend, _loop(spec, task, strategy, backend, plan))
+        backend = HostCells(task, train, task.replicates, output_mb=spec.limits.output_mb)
+    loop = _loop(spec, task, strategy, backend, plan)
+    session = Session(spec, task, strategy, plan, train, backend, loop, placement=placement, base=base.absolute())
     session.identity = _identity(session, base)
+    if (pool := session.pool()) is not None:
+        if isinstance(backend, HostCells):
+            backend.pool = pool
+        elif isinstance(backend, CompiledCells):
+            session.chunks = ChunkedCells(backend, pool)
+            cells, objectives = backend.cells, task.objectives
+            session.loop = HostLoop(strategy, session.chunks.host, cells, objectives, spec.seed, spec.placebo)
     return session
 
 
@@ -132,33 +196,13 @@ def strategy_of(spec: Spec, task: Task, base: Path) -> Strategy:
     return load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options, base)
 
 
-def task_of(spec: Spec, base: Path) -> Task:
-    """The task that a spec searches: its split, objective, held columns and levels applied; loads no data."""
-    task = load_task(spec.task, spec.task_options, base) if isinstance(spec.task, str) else task_from_table(spec.task)
-    if task.runs == "command":
-        # Where the run was started, as far as that folder is still there: a project may have been moved.
-        task = task.with_(folder=str((base if base.is_dir() else Path()).absolute()))
-    if spec.split is not None:
-        task = task.with_(split=Split(tuple(spec.split.train), tuple(spec.split.validation), tuple(spec.split.test)))
-    if spec.objective is not None:
-        texts = [spec.objective] if isinstance(spec.objective, str) else spec.objective
-        objectives = tuple(Objective.parse(text) for text in texts)
-        known = task.query_names
-        for objective in objectives:
-            if objective.query not in known:
-                close = did_you_mean(objective.query, known)
-                raise ConfigError(
-                    f"task {task.name!r} has no query {objective.query!r}.{close} It has {', '.join(known)}"
-                )
-        task = task.with_(objective=objectives[0] if len(objectives) == 1 else objectives)
-    if spec.replicates is not None:
-        task = task.with_(replicates=spec.replicates)
-    if spec.fixed:
-        task = task.with_(space=task.space.hold(dict(sorted(spec.fixed.items()))))  # in the order of run.json
-    return leveled(task, spec, base)
+def _cells(spec: Spec, task: Task, train: Sequence[Loaded]) -> CompiledCells | StagedCells:
+    if spec.hurdle is None:
+        return CompiledCells(task, train, Plan(), task.replicates)
+    return StagedCells(task, train, Plan(), task.replicates, Hurdle(**spec.hurdle.model_dump()))
 
 
-def _derive(spec: Spec, backend: CompiledCells, strategy: Strategy) -> Plan:
+def _derive(spec: Spec, backend: CompiledCells | StagedCells, strategy: Strategy) -> Plan:
     flops, live = backend.cost()
     row_bytes = 8.0 * (backend.task.space.dimension + len(backend.cells) * (2 + len(backend.metrics)))
     asked = spec.plan
@@ -182,7 +226,7 @@ def _compiles(task: Task, strategy: Strategy) -> bool:
 
 
 def _loop(
-    spec: Spec, task: Task, strategy: Strategy, backend: CompiledCells | HostCells, plan: Plan
+    spec: Spec, task: Task, strategy: Strategy, backend: CompiledCells | StagedCells | HostCells, plan: Plan
 ) -> CompiledLoop | HostLoop:
     cells, objectives, seed, placebo = backend.cells, task.objectives, spec.seed, spec.placebo
     if isinstance(backend, HostCells):

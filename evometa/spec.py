@@ -72,6 +72,30 @@ class NestSpec(_Part):
     judged_on: str | None = None
 
 
+class LimitsSpec(_Part):
+    """What one training with its judgements may use (JAX tasks: one chunk of candidates); None is no limit.
+
+    `seconds`: wall time, by default the task's `time_limit`. `memory_mb`: resident memory of a worker and all that it
+    starts. `output_mb`: what it writes to its standard output and error. The last two need worker processes.
+    """
+
+    seconds: float | None = Field(None, gt=0)
+    memory_mb: float | None = Field(None, gt=0)
+    output_mb: float | None = Field(None, gt=0)
+
+
+class HurdleSpec(_Part):
+    """A cheap hurdle first (JAX tasks): who fails it is not judged on the rest; see evaluate/staged.py.
+
+    `domains`: the first so many of the train domains; `keep`: the share of a generation that passes; `below`: and only
+    with a loss below this.
+    """
+
+    domains: int = Field(1, ge=1)
+    keep: float = Field(0.5, gt=0, le=1)
+    below: float | None = None
+
+
 class ChampionSpec(_Part):
     """How the champion is chosen: the recommendation and the `observed` best, `replicates` fresh seeds each."""
 
@@ -116,8 +140,11 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, dict) else value
 
 
+PLACES = ("backend", "workers", "gpus_per_worker")  # where a run is computed: no part of what it is
+
+
 class Spec(_Part):
-    """Everything that decides a run's numbers, except how many generations it is carried to."""
+    """Everything that decides a run's numbers, except how many generations it is carried to, and where it runs."""
 
     task: str | dict[str, Any]
     task_options: dict[str, Any] = {}
@@ -135,8 +162,12 @@ class Spec(_Part):
     nest: Annotated[list[NestSpec], Field(min_length=1), BeforeValidator(_listed)] = Field(
         default_factory=lambda: [NestSpec.model_validate({})]
     )
+    hurdle: HurdleSpec | None = None
     champion: ChampionSpec = Field(default_factory=lambda: ChampionSpec.model_validate({}))
-    backend: Literal["inline"] = "inline"
+    limits: LimitsSpec = Field(default_factory=lambda: LimitsSpec.model_validate({}))
+    backend: Literal["inline", "processes", "ray"] | None = None  # None: see placement.py
+    workers: int | None = Field(None, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0)
     plan: PlanSpec = Field(default_factory=lambda: PlanSpec.model_validate({}))
     generations: int = Field(40, ge=1)
     name: str | None = None
@@ -146,14 +177,16 @@ class Spec(_Part):
         return self.nest[min(level, len(self.nest)) - 1]
 
     def identity(self) -> dict[str, Any]:
-        """The part that makes two runs the same run: all but name and length.
+        """The part that makes two runs the same run: all but its name, its length and where it is computed.
 
         Keys that came later are left out at their defaults, so that older runs stay the runs they are.
         """
-        neutral: dict[str, Any] = {"fixed": {}, "placebo": False, "levels": 1}
+        neutral: dict[str, Any] = {"fixed": {}, "placebo": False, "levels": 1, "hurdle": None}
         unused = {name for name, value in neutral.items() if getattr(self, name) == value}
         unused |= {"nest"} if self.levels < 2 else set()
-        return self.model_dump(exclude={"generations", "name", *unused})
+        unused |= {"limits"} if self.limits == LimitsSpec.model_validate({}) else set()
+        # Every run says "inline": it once was a choice that made another run.
+        return {**self.model_dump(exclude={"generations", "name", *PLACES, *unused}), "backend": "inline"}
 
 
 def build(values: Mapping[str, Any], source: Path | None = None) -> Spec:
@@ -250,6 +283,8 @@ def _table_of(path: list[str]) -> type[BaseModel]:
         "plan": PlanSpec,
         "split": SplitSpec,
         "champion": ChampionSpec,
+        "hurdle": HurdleSpec,
+        "limits": LimitsSpec,
         "nest": NestSpec,
         "task": TaskTable,
         "task.split": SplitSpec,

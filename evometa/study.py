@@ -180,7 +180,8 @@ def _told(path: Path, study: Study, again: str) -> Iterator[None]:
     except driver.Interrupted as stop:
         raise Stopped(_how_far(path, study), again, stop.exit_code) from None
     except KeyboardInterrupt as stop:  # between two runs, or in the opening; SIGTERM comes as a subclass
-        raise Stopped(_how_far(path, study), again, 130 if type(stop) is KeyboardInterrupt else 143) from None
+        code = 130 if type(stop) is KeyboardInterrupt else 128 + stop.args[0]
+        raise Stopped(_how_far(path, study), again, code) from None
 
 
 def _how_far(path: Path, study: Study) -> str:
@@ -215,7 +216,7 @@ def _opened(paths: Sequence[Path]) -> int | None:
     names = [path.name for path in paths]
     common: set[int] | None = None
     for path in paths:
-        diary = events.read(path)
+        diary = events.diary(path)
         finished = {event["opening"] for event in diary if event["kind"] == "opened"}
         together = {e["opening"] for e in diary if e["kind"] == "opening" and e["together"] == names}
         common = finished & together if common is None else common & finished & together
@@ -227,7 +228,7 @@ def _announced(paths: Sequence[Path], number: int) -> list[str]:
     return [
         event["hash"]
         for path in paths
-        for event in events.read(path)
+        for event in events.diary(path)
         if event["kind"] == "opening" and event["opening"] == number
     ]
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from evometa import folder
-from evometa.archives import sealed
+from evometa.archives import sealed, shapes
 from evometa.archives.ledger import STUDY
+from evometa.archives.regular import read_file
 from evometa.archives.write import ensure_folder, storage, write_once
-from evometa.errors import NotFound, ResumeMismatch
+from evometa.contract import NAME
+from evometa.errors import IntegrityError, NotFound, ResumeMismatch
 
 FORMAT = "1.0"
 SEARCHED = "searched"  # in the diary of a run that is no study's: it searches on sealed data (see unseal.py)
@@ -26,9 +28,12 @@ def read(path: Path) -> dict[str, Any]:
     """What study.json says. Raises `NotFound`, or `IntegrityError` where it was changed."""
     file = Path(path) / STUDY
     try:
-        return sealed.unseal(file.read_bytes(), file)
+        record = sealed.unseal(read_file(file), file)
     except FileNotFoundError:
         raise NotFound(f"no study at {path}. Start one with: evometa study FILE.toml") from None
+    run = {"name": str, "judged": str, "label": str, "oracle?": bool}
+    shapes.require(record, {"study": dict, "runs": [run]}, file)
+    return record
 
 
 def keep(path: Path, record: Mapping[str, Any]) -> bool:
@@ -55,4 +60,7 @@ def keep(path: Path, record: Mapping[str, Any]) -> bool:
 def arms_of(path: Path) -> tuple[list[Path], list[str]]:
     """The runs of a study that its comparison is about, and the arm of each; for `evometa compare STUDY`."""
     runs = read(path)["runs"]
-    return [Path(path) / run["judged"] for run in runs], [run["label"] for run in runs]
+    for run in runs:
+        if not NAME.fullmatch(str(run["judged"])):
+            raise IntegrityError(f"{Path(path) / STUDY}: expected the names of runs, got {run['judged']!r}")
+    return [Path(path) / run["judged"] for run in runs], [str(run["label"]) for run in runs]

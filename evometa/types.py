@@ -66,6 +66,8 @@ class Strategy(NamedTuple):
     # What made a child, by how many parents its row names: none, one, two or more.
     operators: tuple[str, str, str] = ("initial", "mutation", "crossover")
     objectives: int = 1  # how many objectives it can weigh against each other
+    # What happened in a search that a person should know: sentences that stay the same, for the run's diary.
+    notes: Callable[[State], list[str]] | None = None
 
 
 class Cell(NamedTuple):

@@ -84,7 +84,7 @@ def enter_search(path: Path, session: Session) -> None:
     if not names or (path.parent / ledger.STUDY).is_file():
         return
     root, digests, sources = ledger.root(path), dict[str, str](), dict[str, str]()
-    said = next((event for event in events.read(path) if event["kind"] == SEARCHED), None)
+    said = next((event for event in events.diary(path) if event["kind"] == SEARCHED), None)
     if said and any(ledger.look(entry) == (said["hash"],) for entry in ledger.read(root)):
         return
     known = {domain.name: domain.tags for domain in task.domains}
@@ -101,6 +101,11 @@ def enter_search(path: Path, session: Session) -> None:
     if sources:
         entry["sources"] = sources
     ledger.append(root, {**entry, "seeds": 0, "use": "search", "announced": [said["hash"]]})
+
+
+def handed(number: int) -> datasets.Opening:
+    """The permission of an opening under way, for a worker that judges in it: it came with the worker's order."""
+    return datasets.Opening(number)
 
 
 def _agree(openings: Sequence[_Opening], seeds: int, number: int | None) -> tuple[int, int]:
@@ -136,10 +141,13 @@ def _open(
         looks = _look(root, names, number, digests, sources, seeds, announced)
         for equal in _grouped(members, _Opening.task_key):
             session = first if equal[0] is members[0] else equal[0].session()
-            judge = Judge(session.task, loaded, session.plan)
-            for opening in equal:
-                note(f"opening {len(results) + 1} of {len(wanted)}: {opening.path.name}")
-                results[opening.path] = opening.judge(session, judge, number, looks, seeds)
+            judge = session.judge(loaded, number)
+            try:
+                for opening in equal:
+                    note(f"opening {len(results) + 1} of {len(wanted)}: {opening.path.name}")
+                    results[opening.path] = opening.judge(session, judge, number, looks, seeds)
+            finally:
+                session.close()
     return results
 
 
@@ -184,7 +192,7 @@ class _Opening:
             raise EvometaError(f"{path.name} has no champion yet. Finish it first with: evometa resume {path}")
         self.best = best
         self.word = hashlib.sha256(best.genome.tobytes()).hexdigest()[:16]
-        diary = events.read(path)
+        diary = events.diary(path)
         self.begun = {event["opening"]: event for event in diary if event["kind"] == "opening"}
         self.finished = {event["opening"] for event in diary if event["kind"] == "opened"}
         self.pending = set(self.begun) - self.finished

@@ -1,8 +1,8 @@
 """A small run that goes on wherever it was stopped, and a process that can be stopped anywhere.
 
 As a script it is the process: it imports what commits and checkpoints need, then forks one child for
-every line `run FOLDER` on standard input. The child waits for the line `go` (so that strace can attach),
-runs, and its wait status is printed.
+every line `run FOLDER` (or `merge FOLDER`, `mend FOLDER`) on standard input. The child waits for the line
+`go` (so that strace can attach), runs, and its wait status is printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from archive_samples import make_block, make_cells, make_table
 
 from evometa import checkpoint
-from evometa.archives import events, rows, schema, write
+from evometa.archives import compact, events, repair, rows, schema, write
 from evometa.errors import StorageError
 
 BLOCKS = 3
@@ -29,7 +29,7 @@ def advance(run: Path, ack, blocks: int = BLOCKS) -> None:
     write.write_once(run / "run.json", json.dumps({"format": "1.0", "schema_digest": schema.digest()}).encode())
     found = checkpoint.load(run, {"mean": np.zeros(8)}, spec_digest="s")
     first, state = found[:2] if found else (0, {"mean": np.zeros(8)})
-    events.append(run, "resumed" if first else "started", generation=first)
+    events.append(run, "resumed" if first else "started", generation=first, generations=blocks)
     for generation in range(first, blocks):
         table = make_table(make_block(generation))
         part = write.commit(run / "lineage", table, generation)
@@ -38,6 +38,19 @@ def advance(run: Path, ack, blocks: int = BLOCKS) -> None:
         state = {"mean": state["mean"] + genomes.sum(axis=(0, 1))}
         path = checkpoint.save(run, generation + 1, state, {"spec_digest": "s", "last_part": part.name})
         ack(f"checkpoint {path.stem}")
+
+
+def merge(run: Path, ack, rows: int = 16) -> None:
+    """Compact the run: two blocks a file, and the rest."""
+    done = compact.compact(run, rows=rows)
+    ack(f"compacted {done.files}")
+    compact.clear(run, 0.0)
+
+
+def mend(run: Path, ack) -> None:
+    """Repair the run."""
+    done = repair.repair(run)
+    ack(f"repaired {len(done.lost)}")
 
 
 def tree(run: Path) -> dict[str, bytes]:
@@ -49,12 +62,15 @@ def tree(run: Path) -> dict[str, bytes]:
     }
 
 
-def _child(run: Path, acks: int, ready: int, gate: int) -> None:
+WORK = {"run": advance, "merge": merge, "mend": mend}
+
+
+def _child(verb: str, run: Path, acks: int, ready: int, gate: int) -> None:
     ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER: strace may attach
     os.write(ready, b".")
     os.read(gate, 1)
     try:
-        advance(run, lambda text: os.write(acks, text.encode() + b"\n"))
+        WORK[verb](run, lambda text: os.write(acks, text.encode() + b"\n"))
     except StorageError as error:
         os.write(acks, f"StorageError {error}\n".encode())
         os._exit(74)
@@ -67,10 +83,12 @@ def _child(run: Path, acks: int, ready: int, gate: int) -> None:
 def main() -> None:
     """Serve until standard input ends."""
     with tempfile.TemporaryDirectory() as folder:
-        advance(Path(folder) / "warm", lambda text: None)  # so that no import happens in a child
+        for work in (advance, merge, mend):  # so that no import happens in a child
+            work(Path(folder) / "warm", lambda text: None)
     print("ready", flush=True)
     for line in sys.stdin:
-        run = Path(line.split(maxsplit=1)[1].strip())
+        verb, name = line.split(maxsplit=1)
+        run = Path(name.strip())
         gate, opener = os.pipe()
         waiting, ready = os.pipe()
         # Opened here: strace, which may attach at any moment, is to count the calls of the run alone.
@@ -78,7 +96,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os.close(opener)
-            _child(run, acks, ready, gate)
+            _child(verb, run, acks, ready, gate)
         for descriptor in (acks, gate, ready):
             os.close(descriptor)
         os.read(waiting, 1)

@@ -6,21 +6,15 @@ run, started again, ends with the same bytes as one that was never stopped.
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
-import re
 import shutil
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 
-import crash_workload
 import numpy as np
 import pytest
 from crash_disk import Disk
+from crash_victims import ERRORS, count_calls, left_behind, serve
 from crash_workload import BLOCKS, advance, tree
 
 from evometa import checkpoint
@@ -28,14 +22,6 @@ from evometa.archives import events, write
 from evometa.archives.check import check
 from evometa.archives.read import Archive, list_parts
 from evometa.archives.sealed import scan
-
-HERE = Path(__file__).parent
-# Calls that touch a disk; where this machine has others (open, pwrite ...), they are met by the names it uses.
-CHANGES = (
-    *("openat", "open", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "link", "linkat", "rename"),
-    *("renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "flock", "close"),
-)
-ERRORS = ("ENOSPC", "EIO", "EDQUOT")
 
 
 @pytest.fixture(scope="module")
@@ -73,85 +59,17 @@ def assert_survived(run: Path, acks: list[str], whole) -> None:
     assert [event["kind"] for event in events.read(run)][-1] in ("started", "resumed")
 
 
-def left_behind(run: Path, acks: list[str]) -> int:
-    """A number for what a stopped run left; many places to stop at leave the same, and one look is enough."""
-    found = [str(len(acks))]
-    for path in sorted(run.rglob("*")):
-        name = re.sub(r"\.\d+-\d+$", "", str(path.relative_to(run)))  # staged names hold a process id
-        # Events hold times, always of the same length.
-        found.append(
-            f"{name} {path.stat().st_size if path.name == 'events.jsonl' else path.is_file() and path.read_bytes()}"
-        )
-    return hash("\n".join(found))
-
-
 # --- strace -------------------------------------------------------------------------------------------
-
-
-class Victims:
-    """Processes that run the workload under strace, one for each way to stop it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.numbers = itertools.count()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-        self.server = subprocess.Popen(
-            [sys.executable, crash_workload.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        assert self.answer() == "ready"
-
-    def answer(self) -> str:
-        assert self.server.stdout
-        return self.server.stdout.readline().strip()
-
-    def ask(self, line: str) -> None:
-        assert self.server.stdin
-        self.server.stdin.write(line + "\n")
-        self.server.stdin.flush()
-
-    def run(self, *options: str) -> tuple[Path, int, list[str], str]:
-        """Folder, exit code (negative: signal), acknowledgements and trace of one run."""
-        run = self.root / f"run-{next(self.numbers)}"
-        self.ask(f"run {run}")
-        pid = int(self.answer())
-        command = ["strace", "-f", "-q", "-y", "-s", "200", "-o", f"{run}.trace", "-p", str(pid), *options]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
-            while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text() and strace.poll() is None:
-                time.sleep(0.001)
-            refused = strace.poll() is not None
-            self.ask("go")
-            code = int(self.answer())
-            strace.wait(30)
-            if refused:
-                pytest.skip(f"strace may not attach here: {strace.stderr.read().strip() if strace.stderr else ''}")
-        return run, code, Path(f"{run}.acks").read_text().splitlines(), Path(f"{run}.trace").read_text()
 
 
 @pytest.fixture(scope="module")
 def victims(tmp_path_factory):
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed; on Debian: apt-get install strace")
-    if not sys.platform.startswith("linux"):
-        pytest.skip("strace is for Linux")
-    made = Victims(tmp_path_factory.mktemp("victims"))
-    yield made
-    assert made.server.stdin and made.server.stdout
-    made.server.stdin.close()
-    made.server.stdout.close()
-    made.server.wait(30)
+    yield from serve(tmp_path_factory.mktemp("victims"))
 
 
 @pytest.fixture(scope="module")
 def calls(victims):
-    """How often an undisturbed run makes each file call."""
-    _, code, _, trace = victims.run()
-    assert code == 0
-    counted = Counter(re.findall(r"^\d+ +(\w+)\(", trace, re.MULTILINE))
-    return {name: counted[name] for name in CHANGES if counted[name]}
+    return count_calls(victims)
 
 
 def test_a_kill_at_every_file_call(victims, calls, whole):

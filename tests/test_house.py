@@ -16,15 +16,15 @@ MOST_LINES = 400
 
 # Floors from the bottom. A folder of evometa is one room, a module beside them is one too.
 FLOORS = {
-    "ground": "errors types programs/ column space contract keys statistics likely fingerprint power comparison verdict",
+    "ground": "errors types programs/ column space contract keys printable statistics likely fingerprint power comparison verdict",
     "machines": "evaluate/ backends/ archives/",
     "guests": "strategies/ tasks/",
     "loop": "loop",
-    "run": "spec spec_task names folder machine checkpoint nest nest_search levels session judging driver champion"
-    " unseal replay expand deployment api demo arms compare study study_arms study_cost study_plan study_record"
+    "run": "spec spec_task placement rebuild names trust doctor doctor_machine folder machine checkpoint nest nest_search levels session judging driver champion"
+    " unseal replay expand upkeep deployment api demo arms compare study study_arms study_cost study_plan study_record"
     " study_spec checking checks seal poison testing testing_bench scaffold",
     "reports": "reports/ export/",
-    "cli": "cli cli_archive cli_author cli_export cli_look cli_study __main__",
+    "cli": "cli cli_doctor cli_archive cli_archive_more cli_author cli_export cli_look cli_study __main__",
 }
 # What each floor may use besides its own rooms. Guests and machines do not know each other, and neither knows the loop.
 BELOW = {
@@ -47,7 +47,8 @@ STAIRS = {
     "loop": "",
     "reports": "",
     "cli": "__main__>cli cli>cli_archive cli>cli_author cli_author>cli_archive"
-    " cli>cli_export cli_export>cli_archive cli>cli_look cli_look>cli_archive cli>cli_study cli_study>cli_archive",
+    " cli>cli_archive_more cli_archive_more>cli_archive"
+    " cli>cli_export cli_export>cli_archive cli>cli_look cli_look>cli_archive cli>cli_study cli_study>cli_archive cli>cli_doctor cli_doctor>cli_archive",
 }
 # Whoever looks on must not be able to act; and what is run must not know who watches.
 FORBIDDEN = (

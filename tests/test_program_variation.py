@@ -9,7 +9,8 @@ import pytest
 
 from evometa.programs import vary
 from evometa.programs.behaviour import REFUSED, STEPS, fingerprints, probes
-from evometa.programs.code import FIELDS, Program, assemble, check, disassemble, join, split, tables
+from evometa.programs.code import FARTHEST, FIELDS, Program, assemble, check, disassemble, join, split, tables
+from evometa.programs.grow import grow
 from evometa.programs.interpret import effective
 from evometa.programs.listing import parse
 from evometa.programs.simplify import simplify
@@ -242,3 +243,45 @@ def test_probes_are_what_registers_say():
     assert set(first) == {"fan"} and (steps["fan"] > 0).all() and (steps["fan"] == first["fan"]).all()
     assert steps["t"].tolist() == [float(step) for step in range(1, STEPS + 1)] and steps["a"].shape == (STEPS, 12)
     assert not np.array_equal(steps["a"], steps["b"])
+
+
+# --- growth ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vocabulary", [SMALL, BARE, OPTIMIZER], ids=lambda v: v.name)
+def test_growth_puts_one_instruction_between_a_reader_and_what_it_read(vocabulary):
+    make, _, _, _, live, _ = compiled(vocabulary)
+    rows = make(jax.random.key(4))
+    grown = jax.jit(jax.vmap(lambda key, row: grow(vocabulary, key, row)))(
+        jax.random.split(jax.random.key(5), COUNT), rows
+    )
+    assert valid(vocabulary, grown)
+    before, after = lengths(vocabulary, rows), lengths(vocabulary, grown)
+    assert set((after - before).tolist()) <= {0, 1}
+    if vocabulary is BARE:
+        assert (after == before).all()  # no memory, no room
+        return
+    more = after - before == 1
+    assert more.mean() > 0.3
+    # What is new is read; only where no memory is free may it cost another value.
+    assert (np.asarray(live(grown)).sum(axis=1) > np.asarray(live(rows)).sum(axis=1))[more].mean() > 0.9
+    # Constants stay as they are.
+    numbers = FIELDS * vocabulary.length
+    assert np.array_equal(np.asarray(grown)[:, numbers:], np.clip(np.asarray(rows)[:, numbers:], -FARTHEST, FARTHEST))
+
+
+def test_growth_comes_from_undiscounted_to_discounted_td_in_one_step():
+    """The step that `mutate` needs two or three for."""
+    from evometa.programs.vocabularies import LOSS
+    from evometa.tasks.rl_loss import is_td
+
+    start = join(LOSS, assemble(parse(LOSS, "x = add(reward, next_max)\nx = sub(x, q)\nloss = square(x)")))
+    count = 20_000
+    grown = jax.jit(jax.vmap(lambda key: grow(LOSS, key, jnp.asarray(start))))(
+        jax.random.split(jax.random.key(0), count)
+    )
+    different = np.unique(np.asarray(grown), axis=0)
+    found = [row for row in different if is_td(split(LOSS, row))]
+    assert found and len(different) > 100
+    share = np.mean([any(np.array_equal(row, td) for td in found) for row in np.asarray(grown)])
+    assert 1e-4 < share < 1e-2

@@ -215,7 +215,7 @@ def test_two_starts_at_once_get_two_folders(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folders, "write_once", late)
     assert folders.create(tmp_path, None, "x", {"who": "second"}).name == "x-2"
-    assert folders.read_record(tmp_path / "x")["who"] == "first"
+    assert json.loads((tmp_path / "x/run.json").read_text())["who"] == "first"
     (tmp_path / "x/run.json").unlink()
     monkeypatch.setattr(folders, "write_once", late)
     with pytest.raises(UsageError, match="'x' exists"):

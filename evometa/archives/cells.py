@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ class CellJournal:
 
     def put(self, generation: int, unit: Unit, outcome: dict[str, Any]) -> None:
         """Record a finished unit: once this returns, it survives a power cut. Raises `StorageError`."""
+        self.put_all(generation, {unit: outcome})
+
+    def put_all(self, generation: int, outcomes: Mapping[Unit, dict[str, Any]]) -> None:
+        """Record finished units, all with one wait for the disk."""
+        bodies = [json.dumps([list(unit), one], allow_nan=False, sort_keys=True) for unit, one in outcomes.items()]
         try:
             file = self._open(generation)
-            body = json.dumps([list(unit), outcome], allow_nan=False, sort_keys=True)
-            _write(file, f"{_checksum(body)} {body}\n".encode())
+            _write(file, "".join(f"{_checksum(body)} {body}\n" for body in bodies).encode())
             os.fsync(file)
         except OSError as error:
             with suppress(OSError):

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from evometa.archives import events
-from evometa.archives.read import PART, Part, list_parts
+from evometa.archives import events, index
+from evometa.archives.part import PART, Part, inodes, list_parts
+from evometa.archives.regular import read_file
 from evometa.archives.schema import FORMAT, TABLES, column, digest, numbers
 from evometa.archives.sealed import Found, scan, unseal
+from evometa.archives.stored import standing
 from evometa.errors import IntegrityError, NotFound
 
 
@@ -43,19 +46,28 @@ class Lineage:
 def check(run_path: Path | str) -> Report:
     """Verify a run: hashes, page checksums, schemas, generations without gap or overlap, parents, events, checkpoints.
 
-    Reads only, and may be called while the run is writing. Raises `NotFound` where there is no such folder.
+    Reads only, and may be called while the run is writing or is compacted. Raises `NotFound` where there is no such
+    folder.
     """
     run = Path(run_path)
     if not run.is_dir():
         raise NotFound(f"no run at {run}. Run: evometa runs")
-    problems = [*_run_json(run), *_events(run)]
+    while True:
+        before = inodes(run)
+        report = _check(run)
+        if inodes(run) == before:
+            return report
+
+
+def _check(run: Path) -> Report:
+    problems = [*run_json_problems(run), *_events(run)]
     checkpoints = scan(run)  # before the parts: a part that a checkpoint names was there when it was written
     problems += [found.problem for found in checkpoints if found.record is None]
     parts, rows = 0, 0
     for folder in TABLES:
         problems += _foreign(run / folder)
         listed = list_parts(run / folder)
-        results = [_read(part) for part in listed]
+        results = [read_part(part) for part in listed]
         problems += [result for result in results if isinstance(result, str)]
         if folder == "lineage":
             parts = len(listed)
@@ -68,27 +80,40 @@ def check(run_path: Path | str) -> Report:
 # --- one file -------------------------------------------------------------------------------------
 
 
-def _read(part: Part) -> Lineage | str:
-    """What the part holds, or what is wrong with it."""
+def read_part(part: Part, *, with_index: bool = True) -> Lineage | str:
+    """What the part holds, or what is wrong with it (or with its index), every value of it decoded."""
     folder = part.path.parent.name
+    found: list[Lineage] = []
     try:
         file = part.open()
-        table = part.take(file)
+        if not file.schema_arrow.equals(TABLES[folder]):
+            return f"{part.path}: expected the columns of format {FORMAT}, got others"
+        for group in range(file.num_row_groups):
+            found.append(_arrays(part, part.take(file, None, [group])))
+        if with_index and (wrong := index.problem(part.path)):
+            return wrong
     except IntegrityError as error:
         return str(error).split(". Run: ")[0]
-    if not file.schema_arrow.equals(TABLES[folder]):
-        return f"{part.path}: expected the columns of format {FORMAT}, got others"
-    if len(table) == 0:
+    if not sum(lineage.rows for lineage in found):
         return f"{part.path}: expected rows, got none"
+    return Lineage(
+        part,
+        sum(one.rows for one in found),
+        *(np.concatenate([one.generation for one in found]), np.concatenate([one.index for one in found])),
+        *(np.concatenate([one.child for one in found]), np.concatenate([one.parent for one in found])),
+    )
+
+
+def _arrays(part: Part, table: pa.Table) -> Lineage:
     empty = np.zeros(0, np.int32)
-    if folder != "lineage":
+    if part.folder.name != "lineage":
         return Lineage(part, len(table), empty, empty, empty, np.zeros((0, 2), np.int32))
-    generation, index = column(table, "generation"), column(table, "index")
+    generation, own = column(table, "generation"), column(table, "index")
     lists = table["parents"].combine_chunks()
     pairs = lists.flatten()
     child = np.repeat(generation, numbers(lists.value_lengths()))
     parent = np.stack([numbers(pairs.field(name)) for name in ("generation", "index")], 1)
-    return Lineage(part, len(table), generation, index, child, parent)
+    return Lineage(part, len(table), generation, own, child, parent)
 
 
 def _foreign(folder: Path) -> Iterator[str]:
@@ -97,10 +122,15 @@ def _foreign(folder: Path) -> Iterator[str]:
             yield f"{folder / name}: a foreign file; only finished parts belong here. Move it away"
 
 
+def run_json_problems(run: Path) -> list[str]:
+    """What is wrong with the run's record."""
+    return list(_run_json(run))
+
+
 def _run_json(run: Path) -> Iterator[str]:
     path = run / "run.json"
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         record = json.loads(data)
         if "seal" in record:
             record = unseal(data, path)
@@ -111,7 +141,7 @@ def _run_json(run: Path) -> Iterator[str]:
     except FileNotFoundError:
         yield f"{path}: this file is missing"
         return
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         yield f"{path}: cannot be read ({type(error).__name__}: {error})"
         return
     if found != digest():
@@ -128,7 +158,7 @@ def _events(run: Path) -> Iterator[str]:
     path = run / "run.json"
     for entry in entries:
         known = entry.get("run_json_sha256")
-        if known and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != known:
+        if known and path.exists() and hashlib.sha256(read_file(path)).hexdigest() != known:
             yield f"{path}: its bytes are not those that the event {entry['seq']} ({entry['kind']}) knows"
             return
 
@@ -138,7 +168,9 @@ def _judged(run: Path, entries: list[events.Entry]) -> Iterator[str]:
     named = {str(entry["judgements"]): entry for entry in entries if entry.get("judgements")}
     for name, entry in named.items():
         path = run / "judgements" / name
-        if not path.is_file():
+        if not PART.fullmatch(name):
+            yield f"{run}: the event {entry['seq']} ({entry['kind']}) names {name!r}, which is no part"
+        elif not path.is_file():
             yield f"{path}: this part is missing; the event {entry['seq']} ({entry['kind']}) names it"
 
 
@@ -147,9 +179,11 @@ def _judged(run: Path, entries: list[events.Entry]) -> Iterator[str]:
 
 def _lineage(run: Path, listed: list[Part], good: dict[Path, Lineage], checkpoints: list[Found]) -> Iterator[str]:
     whole = [found for found in checkpoints if found.record]
-    named = {found.record["meta"].get("last_part"): found for found in whole if found.record}
+    entries = _readable_events(run)  # now that the parts are listed: where checkpoints' parts were merged into others
+    names = [(found, str(found.record["meta"].get("last_part") or "")) for found in whole if found.record]
+    named = {standing(run, name, entries) or name: found for found, name in names if name}
     known = {int(match[1]): name for name in named if (match := PART.fullmatch(str(name)))}
-    following: int | None = _begins(run)  # the generation that comes next; None behind a part that cannot be read
+    following: int | None = begins(run)  # the generation that comes next; None behind a part that cannot be read
     population, gaps = 0, []
     for part in listed:
         if following is not None and part.first > following:
@@ -161,7 +195,7 @@ def _lineage(run: Path, listed: list[Part], good: dict[Path, Lineage], checkpoin
         population = population or int(np.sum(rows.generation == rows.generation[0]))
         if following is not None and part.first < following:
             yield f"{part.path}: overlap: generation {part.first} is in the part before it, too"
-        wrong = _generations(rows, population) or _parents(rows, population)
+        wrong = wrong_rows(rows, population)
         if wrong:
             yield f"{part.path}: {wrong}"
         following = int(rows.generation.max()) + 1
@@ -177,12 +211,24 @@ def _lineage(run: Path, listed: list[Part], good: dict[Path, Lineage], checkpoin
             yield f"{run / 'lineage' / name}: {named[name].path.name} names this part, which is not there"
 
 
-def _begins(run: Path) -> int:
+def _readable_events(run: Path) -> list[events.Entry]:
+    try:
+        return events.read(run)
+    except (IntegrityError, OSError):
+        return []  # named elsewhere
+
+
+def begins(run: Path) -> int:
     """The first generation of a run: 0, or where a fork left its parent. A broken run.json is named elsewhere."""
     try:
-        return int((json.loads((run / "run.json").read_bytes()).get("from") or {}).get("first", 0))
-    except (OSError, ValueError, AttributeError, TypeError):
+        return int((json.loads(read_file(run / "run.json")).get("from") or {}).get("first", 0))
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, IntegrityError):
         return 0
+
+
+def wrong_rows(rows: Lineage, population: int) -> str:
+    """What is wrong with the rows of a part of whole bytes, in a run of so many candidates per generation; or ''."""
+    return _generations(rows, population) or _parents(rows, population)
 
 
 def _generations(rows: Lineage, population: int) -> str:

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from evometa.archives import shapes
+from evometa.archives.regular import open_file, read_file
 from evometa.archives.write import ensure_folder, storage, sync_folder
 from evometa.errors import IntegrityError
 
@@ -35,7 +37,19 @@ def append(run_folder: Path, kind: str, **fields: Any) -> Entry:
 
 def read(run_folder: Path) -> list[Entry]:
     """All events in order; none where there is no file. Raises `IntegrityError` that names the line."""
-    return read_lines(Path(run_folder) / FILE)
+    path = Path(run_folder) / FILE
+    entries = read_lines(path)
+    for entry in entries:
+        shapes.require(entry, {"kind": str}, path, f"line {entry['seq'] + 1}")
+    return entries
+
+
+def diary(run_folder: Path) -> list[Entry]:
+    """The same, for whoever counts on what the events say: each holds what its kind has to."""
+    path, entries = Path(run_folder) / FILE, read(run_folder)
+    for entry in entries:
+        shapes.require(entry, shapes.EVENTS.get(entry["kind"], {}), path, f"line {entry['seq'] + 1}")
+    return entries
 
 
 def append_line(path: Path, fields: Entry) -> Entry:
@@ -43,7 +57,7 @@ def append_line(path: Path, fields: Entry) -> Entry:
     with storage(path):
         ensure_folder(path.parent)
         fresh = not path.exists()
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # released by close, and by death
             entry = _append(descriptor, path, fields)
@@ -57,7 +71,7 @@ def append_line(path: Path, fields: Entry) -> Entry:
 def read_lines(path: Path) -> list[Entry]:
     """All entries of a chained file, the chain verified; a torn last line is left out."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except FileNotFoundError:
         return []
     entries, _ = _parse(data, path)
@@ -86,8 +100,8 @@ def _append(descriptor: int, path: Path, fields: Entry) -> Entry:
     return lines[-1]
 
 
-def _parse(data: bytes, path: Path) -> tuple[list[Entry], int]:
-    """Entries, and how many bytes of `data` they take; what follows is a torn line."""
+def good_part(data: bytes) -> tuple[list[Entry], int, str]:
+    """Entries, how many bytes they take, and what is wrong behind them ('': nothing, or a line a crash tore)."""
     entries: list[Entry] = []
     good = 0
     lines = data.split(b"\n")
@@ -98,22 +112,30 @@ def _parse(data: bytes, path: Path) -> tuple[list[Entry], int]:
         entry = _whole_entry(line)
         if entry is None:
             if any(lines[number:]):
-                raise IntegrityError(f"{path}: line {number} is damaged, and it is not the last one")
+                return entries, good, f"line {number} is damaged, and it is not the last one"
             if not _is_torn(line, ended=number < len(lines)):
-                raise IntegrityError(f"{path}: line {number} is damaged, and not as a crash leaves a line")
+                return entries, good, f"line {number} is damaged, and not as a crash leaves a line"
             break
         expected = entries[-1]["hash"] if entries else START
         if entry.get("prev") != expected or entry.get("seq") != len(entries) or entry["hash"] != _hash(entry):
-            raise IntegrityError(f"{path}: line {number} is not what was written: the chain of hashes breaks there")
+            return entries, good, f"line {number} is not what was written: the chain of hashes breaks there"
         entries.append(entry)
         good = end
+    return entries, good, ""
+
+
+def _parse(data: bytes, path: Path) -> tuple[list[Entry], int]:
+    """Entries, and how many bytes of `data` they take; what follows is a torn line."""
+    entries, good, wrong = good_part(data)
+    if wrong:
+        raise IntegrityError(f"{path}: {wrong}")
     return entries, good
 
 
 def _whole_entry(line: bytes) -> Entry | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("hash"), str) else None
 

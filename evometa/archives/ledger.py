@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evometa.archives import shapes
 from evometa.archives.events import Entry, append_line, read_lines
 
 FILE = "openings.jsonl"
@@ -33,7 +34,11 @@ def append(root: Path, entry: Mapping[str, Any]) -> Entry:
 
 def read(root: Path) -> list[Entry]:
     """All openings in order. Raises `IntegrityError` that names the line that was changed."""
-    return read_lines(Path(root) / FILE)
+    path = Path(root) / FILE
+    entries = read_lines(path)
+    for entry in entries:
+        shapes.require(entry, shapes.LEDGER, path, f"line {entry['seq'] + 1}")
+    return entries
 
 
 def count(root: Path, data_digest: str) -> int:

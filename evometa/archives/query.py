@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
+from evometa.archives.content import Content
 from evometa.archives.read import Archive, to_dicts, unnest_scores
-from evometa.archives.schema import LINEAGE, empty, numbers
+from evometa.archives.schema import LINEAGE, empty
 from evometa.errors import UsageError
 
 VIEWS = ("lineage", "scores", "judgements", "timings")
@@ -25,22 +26,30 @@ LOCKED: dict[str, Any] = {
     "allow_community_extensions": "false",
     "python_enable_replacements": "false",
     "temp_directory": "",
+    "memory_limit": "2GB",
     "lock_configuration": "true",
 }
+SECONDS = 300.0  # a query without an end is stopped then
+# All that makes tables out of something else than the views. Others read files, take addresses (`arrow_scan`), or hide
+# a query in a text (`query`, `json_execute_serialized_sql`).
+TABLE_FUNCTIONS = {"generate_series", "json_each", "json_tree", "query_table", "range", "repeat", "unnest"}
+REFUSED = {"pg_sleep", "sleep_ms", "write_log"}  # these do something else than compute
 # Kinds of syntax that take columns without naming them.
 IMPLICIT = {"STAR", "NATURAL", "SHOW_REF", "PIVOT", "POSITIONAL_REFERENCE", "TABLE_FUNCTION"}
 
 
-def query(run_path: Path | str, sql: str) -> list[dict[str, Any]]:
+def query(run_path: Path | str, sql: str, seconds: float = SECONDS) -> list[dict[str, Any]]:
     """Rows that a single SELECT gives over the views `lineage`, `scores`, `judgements` and `timings`.
 
-    `scores` has one row per candidate and cell. Raises `UsageError` for anything that is not one SELECT,
-    and for a SELECT that DuckDB refuses; `NotFound` and `IntegrityError` as reading does.
+    `scores` has one row per candidate and cell. The query sees these and nothing else: no file, no network, no
+    variable; it is stopped after so many `seconds`, and where it needs more than 2 GB besides the views. Raises
+    `UsageError` for anything that is not one such SELECT, and for one that DuckDB refuses; `NotFound` and
+    `IntegrityError` as reading does.
     """
-    return to_dicts(query_arrow(run_path, sql))
+    return to_dicts(query_arrow(run_path, sql, seconds))
 
 
-def query_arrow(run_path: Path | str, sql: str) -> pa.Table:
+def query_arrow(run_path: Path | str, sql: str, seconds: float = SECONDS) -> pa.Table:
     """The same as an Arrow table."""
     archive = Archive(run_path)
     with duckdb.connect(":memory:", config=LOCKED) as connection:
@@ -50,7 +59,8 @@ def query_arrow(run_path: Path | str, sql: str) -> pa.Table:
         for every in (False, True):
             _register(connection, archive, needs, LINEAGE.names if every else columns)
             try:
-                return connection.sql(sql).to_arrow_table()
+                with _stopped_after(connection, seconds):
+                    return connection.sql(sql).to_arrow_table()
             except duckdb.BinderException as error:
                 if every or columns == LINEAGE.names:
                     raise _refused(error) from None
@@ -60,18 +70,34 @@ def query_arrow(run_path: Path | str, sql: str) -> pa.Table:
     raise AssertionError("unreachable")
 
 
+@contextmanager
+def _stopped_after(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
+    timer = threading.Timer(seconds, connection.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise UsageError(f"query: not done after {seconds:g} s, so it was stopped. Ask for less") from None
+    finally:
+        timer.cancel()
+
+
 def content_digest(run_path: Path | str) -> str:
     """Sha256 over the lineage's rows, however they are cut into parts; the run's own name is left out.
 
     An extended run, a resumed run and an unbroken one of the same spec have the same digest.
     """
-    hashes = {name: _Leaves() for name in LINEAGE.names if name != "run"}
-    for part in Archive(run_path).parts():
-        table = part.read()
-        for name, leaves in hashes.items():
-            leaves.update(table[name].combine_chunks(), name)
-    text = "\n".join(f"{path} {leaf.hexdigest()}" for name in hashes for path, leaf in sorted(hashes[name].of.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
+    archive = Archive(run_path)
+
+    def digest() -> str:
+        content = Content()
+        for part in archive.parts():
+            for table in part.batches():
+                content.update(table)
+        return content.hexdigest()
+
+    return archive.steady(digest)
 
 
 # --- SQL ------------------------------------------------------------------------------------------
@@ -84,11 +110,27 @@ def _parse(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
         raise _refused(error) from None
     kinds = [statement.type.name for statement in statements]
     if kinds == ["SELECT"]:
-        tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0][0])
-        if not tree["error"]:
-            return tree
+        try:
+            tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0][0])
+            if not tree["error"]:
+                _only_computes(tree)
+                return tree
+        except RecursionError:
+            raise UsageError("query: expected fewer levels of brackets") from None
+        except duckdb.Error as error:
+            raise _refused(error) from None
     found = ", ".join(kinds) or "nothing"
     raise UsageError(f"query: expected a single SELECT, got {found}. Try: SELECT count(*) FROM lineage")
+
+
+def _only_computes(tree: Any) -> None:
+    """Refuse every function that does more than compute from what it is given."""
+    sources = {id(node["function"]) for node in _nodes(tree) if node.get("type") == "TABLE_FUNCTION"}
+    for node in _nodes(tree):
+        name = str(node.get("function_name", "")).lower()
+        if (id(node) in sources and name not in TABLE_FUNCTIONS) or name in REFUSED:
+            known = ", ".join((*VIEWS, *sorted(TABLE_FUNCTIONS)))
+            raise UsageError(f"query: {name or 'this source'} is not allowed. A query sees only {known}")
 
 
 def _refused(error: Exception) -> UsageError:
@@ -139,38 +181,3 @@ def _register(connection: duckdb.DuckDBPyConnection, archive: Archive, needs: se
         connection.register("judgements", archive.judgements())
     if "timings" in needs:
         connection.register("timings", archive.timings())
-
-
-# --- content --------------------------------------------------------------------------------------
-
-
-class _Leaves:
-    """Running hashes of a column, one per leaf of its type: where parts begin and end leaves no trace."""
-
-    def __init__(self) -> None:
-        self.of: dict[str, Any] = {}
-
-    def update(self, array: pa.Array, path: str) -> None:
-        valid = numbers(array.is_valid())
-        self._feed(f"{path}/valid", valid.astype(np.uint8))
-        kind = array.type
-        if pa.types.is_struct(kind):
-            for i, field in enumerate(kind):
-                self.update(array.field(i), f"{path}/{field.name}")
-        elif pa.types.is_list(kind) or pa.types.is_map(kind):
-            if pa.types.is_map(kind):
-                array = array.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
-            self._feed(f"{path}/length", numbers(array.value_lengths()).astype(np.int64))
-            self.update(array.flatten(), f"{path}/of")
-        elif pa.types.is_string(kind):
-            array = array.drop_null()
-            if len(array):
-                _, places, data = array.buffers()
-                offsets = np.frombuffer(places, np.int32, len(array) + 1, 4 * array.offset)
-                self._feed(f"{path}/length", np.diff(offsets))
-                self._feed(f"{path}/bytes", memoryview(data)[offsets[0] : offsets[-1]])
-        else:
-            self._feed(f"{path}/bytes", numbers(array.drop_null()))
-
-    def _feed(self, path: str, data: np.ndarray | memoryview) -> None:
-        self.of.setdefault(path, hashlib.sha256()).update(np.ascontiguousarray(data))

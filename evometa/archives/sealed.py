@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evometa.archives import shapes
+from evometa.archives.regular import read_file
 from evometa.archives.write import storage
 from evometa.errors import IntegrityError
 
@@ -63,12 +65,14 @@ def scan(run_path: Path | str) -> list[Found]:
 def _verified(path: Path, generation: int, digest: str) -> Found:
     arrays = path.with_suffix(".safetensors")
     try:
-        record = unseal(path.read_bytes(), path)
-        if not str(record.get("format")).startswith("1."):
+        record = unseal(read_file(path), path)
+        shapes.require(record, {"format": str}, path)
+        if not record["format"].startswith("1."):
             raise IntegrityError(f"{path}: expected checkpoint format 1.x, got {record.get('format')}. Update evometa")
+        shapes.require(record, shapes.CHECKPOINT, path)
         if record["generation"] != generation or not record["sha256"].startswith(digest):
             raise IntegrityError(f"{path}: this file was renamed")
-        if hashlib.sha256(arrays.read_bytes()).hexdigest() != record["sha256"]:
+        if hashlib.sha256(read_file(arrays)).hexdigest() != record["sha256"]:
             raise IntegrityError(f"{arrays}: its bytes are not those that were written")
     except IntegrityError as error:
         return Found(generation, path, None, str(error))

@@ -6,10 +6,12 @@ The appearance of a name is the commit. A crash or a power cut before it leaves 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ import pyarrow.parquet as pq
 from evometa.errors import EvometaError, IntegrityError, StorageError
 
 STAGING = ".staging"
+ASIDE = ".compact-"  # folders beside those that `compact` exchanges them with: being built, or superseded
+GRACE = 60.0  # seconds for which superseded parts are kept for readers that were listing them
 FOLDERS = ("lineage", "timings", "judgements", "checkpoints")
 CURES = {
     errno.ENOSPC: "the disk is full. Free some space, then: evometa resume {run}",
@@ -49,17 +53,23 @@ def commit(folder: Path, table: pa.Table, first_generation: int) -> Path:
 
 def encode(table: pa.Table) -> pa.Buffer:
     """The bytes of a part: a Parquet file, zstd, one row group, with page checksums and statistics."""
+    return encode_groups(table.schema, [table])
+
+
+def encode_groups(schema: pa.Schema, tables: Iterable[pa.Table]) -> pa.Buffer:
+    """The same of several tables, each a row group of its own (at most a million rows)."""
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
+        schema,
         compression="zstd",
-        use_dictionary=_word_columns(table.schema),  # numbers hardly repeat: without, parts are a quarter smaller
+        use_dictionary=_word_columns(schema),  # numbers hardly repeat: without, parts are a quarter smaller
         write_page_checksum=True,
         write_statistics=True,
         store_schema=False,  # the Parquet types say it all; this saves 3 kB per part
-        row_group_size=1 << 20,
-    )
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=1 << 20)
     return sink.getvalue()
 
 
@@ -136,11 +146,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Let two folders of the same folder change names, at once for everybody. Raises `EvometaError`, `OSError`."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call is not None and call(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
+        return
+    number = ctypes.get_errno() if call is not None else errno.ENOSYS
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise EvometaError(
+            f"{other}: this file system cannot exchange two folders at once (renameat2), and without that readers would"
+            " see rows twice, or none. Copy the run to a local disk of a Linux machine and compact it there"
+        )
+    raise OSError(number, os.strerror(number), str(other))
+
+
 def sweep(run_folder: Path) -> list[str]:
     """Tidy up behind a writer that died, before going on; call it only while holding the run's lock.
 
-    Removes what it left in `.staging` (the names are returned), and makes durable what it had named but
-    could not acknowledge any more: what is built upon next must not vanish in a power cut.
+    Removes what it left in `.staging` (the names are returned) and what `compact` superseded more than `GRACE` ago, and
+    makes durable what was named but not acknowledged any more: what is built upon next must not vanish in a power cut.
     """
     run_folder = Path(run_folder)
     staging = run_folder / STAGING
@@ -148,10 +173,29 @@ def sweep(run_folder: Path) -> list[str]:
         names = sorted(os.listdir(staging)) if staging.is_dir() else []
         for name in names:
             os.unlink(staging / name)
+        clear_aside(run_folder, GRACE)
         for folder in (run_folder, *(run_folder / name for name in FOLDERS)):
             if folder.is_dir():
                 sync_folder(folder)
     return names
+
+
+def clear_aside(run_folder: Path, grace: float) -> None:
+    """Remove folders of parts that are being built by nobody, or were superseded more than `grace` seconds ago."""
+    names = sorted(os.listdir(run_folder)) if run_folder.is_dir() else []
+    folders = [run_folder / name for name in names if name.startswith(ASIDE)]
+    if folders:
+        sync_folder(run_folder)  # the exchange must last before what it superseded goes
+    for folder in folders:
+        if abs(time.time() - os.stat(folder).st_ctime) >= grace:
+            remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of files. Raises `OSError`."""
+    for name in sorted(os.listdir(folder)):
+        os.unlink(folder / name)
+    os.rmdir(folder)
 
 
 @contextmanager
@@ -170,12 +214,22 @@ def storage(path: Path) -> Iterator[None]:
 
 
 def _run_of(path: Path) -> Path:
-    inside = {*FOLDERS, "cells", STAGING}
+    inside = {*FOLDERS, "cells", "index", STAGING}
     return path.parent.parent if path.parent.name in inside else path if path.is_dir() else path.parent
 
 
 def _stage(staging: Path, name: str, data: bytes | pa.Buffer) -> Path:
     temporary, descriptor = _free(staging, name)
+    _write(temporary, descriptor, data)
+    return temporary
+
+
+def write_new(path: Path, data: bytes | pa.Buffer) -> None:
+    """Write a file that is not there yet, durably but for its name. Raises `OSError`, and leaves nothing then."""
+    _write(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), data)
+
+
+def _write(temporary: Path, descriptor: int, data: bytes | pa.Buffer) -> None:
     try:
         try:
             view = memoryview(data)
@@ -189,7 +243,6 @@ def _stage(staging: Path, name: str, data: bytes | pa.Buffer) -> Path:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    return temporary
 
 
 def _free(staging: Path, name: str) -> tuple[Path, int]:

@@ -58,13 +58,19 @@ class CompiledCells:
         """Raw cells of genomes `[P, D]`; traceable; results are replicated over the devices."""
         return self.evaluate_keys(cell_keys(key, self.names, self.replicates), genomes, data, static)
 
-    def evaluate_keys(self, keys: Any, genomes: Any, data: Data, static: Mapping[str, Any] | None = None) -> Raw:
-        """As `evaluate`, with the cell keys `[domains, replicates]` given."""
-        out = self.over_devices(lambda g, k, d: self._chunk(g, k, d, static), keys, genomes, data)
+    def evaluate_keys(
+        self, keys: Any, genomes: Any, data: Data, static: Mapping[str, Any] | None = None, wanted: Any = None
+    ) -> Raw:
+        """As `evaluate`, with the cell keys `[domains, replicates]` given; `wanted`: see `over_devices`."""
+        out = self.over_devices(lambda g, k, d: self._chunk(g, k, d, static), keys, genomes, data, wanted)
         loss = out.pop("loss")
         evaluated = jnp.broadcast_to(jnp.asarray(self._present), loss.shape)
+        if wanted is not None:
+            evaluated = evaluated & wanted[:, None]
+            loss = jnp.where(wanted[:, None], loss, jnp.nan)
         # A metric that is not finite fails its candidate as a loss does; one that judge never returns is none.
         broken = [(self._returned[name][None] & ~jnp.isfinite(value)).any(axis=1) for name, value in out.items()]
+        broken = [rows if wanted is None else rows & wanted for rows in broken]
         failure = (
             jnp.where(jnp.any(jnp.array(broken), axis=0), jnp.int8(Failure.NONFINITE), jnp.int8(Failure.OK))
             if broken
@@ -72,19 +78,27 @@ class CompiledCells:
         )
         return Raw(loss, out, evaluated, failure)
 
-    def over_devices(self, chunk_of: Callable[..., Any], keys: Any, genomes: Any, data: Data) -> Any:
+    def over_devices(
+        self, chunk_of: Callable[..., Any], keys: Any, genomes: Any, data: Data, wanted: Any = None
+    ) -> Any:
         """`chunk_of(genomes [chunk, D], keys, data)`, a pytree of arrays `[chunk, ...]`, for all genomes `[P, D]`;
-        traceable; results are whole on every device."""
+        traceable; results are whole on every device.
+
+        `wanted` `[P]` bool: whose results are needed. They are gathered into as few chunks as can be, the others
+        are not computed; what stands there for the unwanted is 0 or a number of no meaning.
+        """
         population = genomes.shape[0]
         slab = self.plan.devices * self.plan.chunk
         padded = -(-population // slab) * slab
         # Filler candidates repeat the last one: they cost time, never a number.
         genomes = jnp.concatenate([genomes, jnp.repeat(genomes[-1:], padded - population, axis=0)])
+        flags, places = self._gathered(wanted, padded)
+        genomes = genomes if wanted is None else genomes[places]
         # Whole on every device: left alone, the compiler would spread what computes them (ask) over the
         # devices too, and their bits would follow the number of devices.
         genomes = jax.lax.with_sharding_constraint(genomes, NamedSharding(self._mesh, PartitionSpec()))
 
-        def on_device(part: Any, keys: Any, data: Data) -> Any:
+        def on_device(part: Any, flags: Any, keys: Any, data: Data) -> Any:
             chunks = part.reshape(-1, self.plan.chunk, part.shape[-1])
 
             # The barriers keep the compiler from fusing a chunk with its surroundings, which differ
@@ -92,7 +106,12 @@ class CompiledCells:
             def one_chunk(chunk: Any) -> Any:
                 return jax.lax.optimization_barrier(chunk_of(jax.lax.optimization_barrier(chunk), keys, data))
 
-            out = jax.lax.map(one_chunk, chunks)
+            def some_chunk(given: tuple[Any, Any]) -> Any:
+                shapes = jax.eval_shape(one_chunk, given[0])
+                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+                return jax.lax.cond(given[1], one_chunk, lambda _: nothing, given[0])
+
+            out = jax.lax.map(one_chunk, chunks) if wanted is None else jax.lax.map(some_chunk, (chunks, flags))
             out = jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), out)
             return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), out)
 
@@ -100,11 +119,28 @@ class CompiledCells:
         spread = jax.shard_map(
             on_device,
             mesh=self._mesh,
-            in_specs=(PartitionSpec(AXIS), replicated, replicated),
+            in_specs=(PartitionSpec(AXIS), PartitionSpec(AXIS), replicated, replicated),
             out_specs=replicated,
             check_vma=False,  # the gathered results are alike on every device, which the checker cannot see
         )
-        return jax.tree.map(lambda x: x[:population], spread(genomes, keys, data))
+        out = spread(genomes, flags, keys, data)
+        if wanted is not None:
+            back = jnp.argsort(places)
+            out = jax.tree.map(lambda x: x[back], out)
+        return jax.tree.map(lambda x: x[:population], out)
+
+    def _gathered(self, wanted: Any, padded: int) -> tuple[Any, Any]:
+        """Which chunks hold anybody wanted `[chunks]`, and who stands where `[padded]`: the wanted first.
+
+        Chunks are dealt out to the devices in turn, so that all have as much to do.
+        """
+        devices, chunk = self.plan.devices, self.plan.chunk
+        if wanted is None:
+            return jnp.ones(padded // chunk, bool), None
+        wanted = jnp.concatenate([wanted, jnp.zeros(padded - wanted.shape[0], bool)])
+        order = jnp.argsort(~wanted, stable=True)
+        places = jnp.swapaxes(order.reshape(-1, devices, chunk), 0, 1).reshape(-1)
+        return jnp.any(wanted[places].reshape(-1, chunk), axis=1), places
 
     def _chunk(self, genomes: Any, keys: Any, data: Data, static: Mapping[str, Any] | None) -> dict[str, Any]:
         """Metrics `{name: [chunk, C]}` of one chunk of genomes `[chunk, D]`."""

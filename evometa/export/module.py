@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evometa.errors import ConfigError
+from evometa.printable import docstring
 from evometa.programs.code import Instruction, Program
 from evometa.programs.formula import text
 from evometa.programs.operations import OPERATIONS
@@ -26,6 +27,31 @@ def _div(a, b):
 def _clip(a, b):
     return xp.clip(a, -xp.abs(b), xp.abs(b))
 """,
+    "_mod": """
+def _mod(a, b):
+    rest = a - b * xp.floor(a / xp.where(b == 0, _F(1.0), b))
+    return xp.where((b == 0) | ~xp.isfinite(rest), _F(0.0), rest)
+""",
+    **{
+        f"_{name}": f"""
+def _{name}(a, layers):
+    return xp.concatenate([{row} for part in _parts(a, layers)])
+"""
+        for name, row in {
+            "layer_sum": "xp.broadcast_to(xp.sum(part), part.shape)",
+            "layer_max": "xp.broadcast_to(xp.max(part), part.shape)",
+            "layer_min": "xp.broadcast_to(xp.min(part), part.shape)",
+            "layer_first": "xp.broadcast_to(part[:1], part.shape)",
+            "reverse": "part[::-1]",
+            "sort": "xp.sort(part)",
+            "descend": "xp.sort(part)[::-1]",
+            "cumsum": "xp.cumsum(part)",
+            "cummax": "xp.maximum.accumulate(part)",
+            "shift": "xp.concatenate([xp.zeros(1, xp.float32), part[:-1]])",
+            "rotate": "xp.roll(part, -1)",
+            "delta": "part - xp.concatenate([xp.zeros(1, xp.float32), part[:-1]])",
+        }.items()
+    },
     "_layer_mean": """
 def _layer_mean(a, layers):
     return xp.concatenate([xp.broadcast_to(xp.mean(part), part.shape) for part in _parts(a, layers)])
@@ -74,7 +100,9 @@ def python_module(program: Program, origin: str, numbers: Mapping[str, float]) -
     program = simplify(program)
     inputs = _read(program)
     words = program.vocabulary
-    what = [f"    {r.name}: {r.type}{', ' + r.text if r.text else ''}" for r in words.inputs if r.name in inputs]
+    what = [
+        f"    {r.name}: {r.type}{', ' + docstring(r.text) if r.text else ''}" for r in words.inputs if r.name in inputs
+    ]
     beside = "\n".join(f"{_constant(name)} = {value!r}  # searched beside the rule" for name, value in numbers.items())
     return "\n".join(
         [
@@ -186,7 +214,8 @@ def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) ->
 
 def _head(program: Program, origin: str) -> str:
     formula = text(program).replace("\\", "\\\\").replace('"""', "'''")
-    return f'"""A rule of vocabulary {program.vocabulary.name!r}, found by evometa: {origin}.\n\n    {formula}'
+    vocabulary, origin = docstring(repr(program.vocabulary.name)), docstring(origin)
+    return f'"""A rule of vocabulary {vocabulary}, found by evometa: {origin}.\n\n    {formula}'
 
 
 def _core(program: Program) -> str:
@@ -201,7 +230,7 @@ def _core(program: Program) -> str:
     body = [*_lines(program, program.setup), *_lines(program, program.update)]
     used = [name for name in _HELPERS if any(f"{name}(" in line for line in body)]
     helpers = "".join(("\n" + _HELPERS[name]) for name in used)
-    if any(name.startswith("_layer") for name in used):
+    if "_parts(" in helpers:
         helpers = "\n" + _PARTS + helpers
     zeros = [f"    {name} = xp.zeros(sum(layers), xp.float32)" for name in kept]
     outputs = [register.name for register in words.outputs]

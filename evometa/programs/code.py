@@ -156,7 +156,7 @@ class Tables(NamedTuple):
     """A vocabulary as NumPy arrays, for code that works on token arrays."""
 
     arity: np.ndarray  # [operations] int32
-    reduces: np.ndarray  # [operations] int32: the type that a reduction gives, -1 for a map
+    reduces: np.ndarray  # [operations] int32: the type that a reduction or a list operation gives, -1 for a map
     width: np.ndarray  # [registers] int32: 0 scalar, 1 layer, 2 tensor
     early: np.ndarray  # [registers] bool: may setup read it?
 
@@ -167,7 +167,7 @@ def tables(vocabulary: Vocabulary) -> Tables:
     written = vocabulary.first_memory
     return Tables(
         np.array([operation.arity for operation in operations], np.int32),
-        np.array([{"map": -1, "all": 0, "layer": 1}[operation.kind] for operation in operations], np.int32),
+        np.array([{"map": -1, "all": 0, "layer": 1, "list": 2}[operation.kind] for operation in operations], np.int32),
         np.array([TYPES.index(register.type) for register in vocabulary.registers], np.int32),
         np.array([register.setup or i >= written for i, register in enumerate(vocabulary.registers)], bool),
     )

@@ -22,6 +22,11 @@ SLACK = 1.000001  # bounds are worked out in double precision, values in single
 COMMUTING = frozenset(name for name, operation in OPERATIONS.items() if operation.commutes)
 NEVER_NEGATIVE = frozenset(("abs", "square", "sqrt", "exp", "rms", "layer_rms"))
 REDUCES = {"mean": 0, "rms": 0, "layer_mean": 1, "layer_rms": 1}
+WIDTHS = {name: {"all": 0, "layer": 1, "list": 2}[o.kind] for name, o in OPERATIONS.items() if o.kind != "map"}
+NO_LARGER = frozenset((
+    "neg", "abs", "copy", "relu", "half", "layer_max", "layer_min", "layer_first", "reverse", "sort", "descend",
+    "cummax", "shift", "rotate",
+))  # fmt: skip  # a magnitude is at most that of the operand
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +119,7 @@ class Graph:
         node = self._nodes.get(key)
         if node is None:
             widest = max(arg.width for arg in args)
-            width = REDUCES.get(kind, widest)
+            width = WIDTHS.get(kind, widest)
             most = _most(kind, *(arg.most for arg in args), divisor=args[-1])
             given = args[1:] if kind == "where" else args
             finite = most < LARGEST and all(arg.finite for arg in given)
@@ -269,10 +274,10 @@ def _is(node: Node, value: float) -> bool:
 
 def _most(kind: str, a: float, b: float = 0.0, c: float = 0.0, divisor: Node | None = None) -> float:
     """The largest magnitude that an operation gives for operands of these magnitudes."""
-    if kind in ("tanh", "sign"):
+    if kind in ("tanh", "sign", "less", "equal"):
         return min(a, 1.0) if kind == "tanh" else 1.0
-    if kind in ("neg", "abs", "copy"):
-        return a
+    if kind in NO_LARGER:
+        return a + 1.0 if kind == "half" else a
     if kind in ("max", "min"):
         return max(a, b)
     if kind == "where":

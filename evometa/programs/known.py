@@ -184,12 +184,11 @@ loss = square(x)
 x = mul(discount, next_max)
 x = add(reward, x)
 x = sub(x, q)
-y = square(x)
-y = mul(y, 0.5)
 x = abs(x)
-z = sub(x, 0.5)
-x = sub(x, 1.0)
-loss = where(x, z, y)
+y = min(x, 1.0)
+z = mul(y, 0.5)
+z = sub(x, z)
+loss = mul(y, z)
 """,
     # DQNReg, found by a search over loss graphs: Co-Reyes et al. 2021.
     "dqn_reg": """

@@ -106,7 +106,7 @@ class _Reader:
                 raise self.wrong(f"{late[0]!r} is not known yet in setup; read it in update")
         kind = OPERATIONS[operation].kind
         widest = max(operands, key=lambda i: TYPES.index(self.registers[i].type))
-        result = {"all": "scalar", "layer": "layer"}.get(kind, self.registers[widest].type)
+        result = {"all": "scalar", "layer": "layer", "list": "tensor"}.get(kind, self.registers[widest].type)
         target = self.registers[place]
         if TYPES.index(target.type) < TYPES.index(result):
             fit = [r.name for r in self.registers[self.vocabulary.first_memory :]

@@ -3,8 +3,8 @@
 All operations are total: a division by zero, the logarithm of zero or an overflowing exponential gives a
 large finite number, and only what overflows float32 becomes infinite. Nothing raises.
 
-An operation is of one of three kinds. `map` works element by element; `layer` reduces each layer to one number;
-`all` reduces everything to one number. Arithmetic is float32.
+An operation is of one of four kinds. `map` works element by element; `layer` reduces each layer to one number;
+`list` reads each layer as a list and gives one as long; `all` reduces everything to one number. Arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Operation:
     text: str  # how `archive show` writes it
     python: str  # the same arithmetic as `apply`, to the bit where each operation is rounded alone
     latex: str
-    kind: str = "map"  # map, layer or all
+    kind: str = "map"  # map, layer, list or all
     commutes: bool = False  # may a and b be exchanged?
 
 
@@ -63,6 +63,25 @@ TABLE: tuple[Operation, ...] = (
     Operation("layer_rms", 1, "layer_rms({a})", "_layer_rms({a})", r"\left\lVert {a} \right\rVert_\ell", "layer"),
     Operation("mean", 1, "mean({a})", "_mean({a})", r"\langle {a} \rangle", "all"),
     Operation("rms", 1, "rms({a})", "_rms({a})", r"\left\lVert {a} \right\rVert", "all"),
+    Operation("relu", 1, "relu({a})", "xp.maximum({a}, _F(0.0))", r"\left[{a}\right]_+"),
+    Operation("half", 1, "half({a})", "xp.floor({a} * _F(0.5))", r"\left\lfloor \tfrac{{1}}{{2}} {a} \right\rfloor"),
+    Operation("mod", 2, "mod({a}, {b})", "_mod({a}, {b})", r"{a} \bmod {b}"),
+    Operation("less", 2, "less({a}, {b})", "xp.where({a} < {b}, _F(1.0), _F(0.0))", r"\left[{a} < {b}\right]"),
+    Operation(
+        "equal", 2, "equal({a}, {b})", "xp.where({a} == {b}, _F(1.0), _F(0.0))", r"\left[{a} = {b}\right]",
+        commutes=True,
+    ),
+    *(
+        Operation(
+            name, 1, f"{name}({{a}})", f"_{name}({{a}})", rf"\operatorname{{{{{word}}}}}_\ell\left({{a}}\right)", kind
+        )
+        for name, word, kind in (
+            ("layer_sum", "sum", "layer"), ("layer_max", "max", "layer"), ("layer_min", "min", "layer"),
+            ("layer_first", "first", "layer"), ("reverse", "reverse", "list"), ("sort", "sort", "list"),
+            ("descend", "descend", "list"), ("cumsum", "cumsum", "list"), ("cummax", "cummax", "list"),
+            ("shift", "shift", "list"), ("rotate", "rotate", "list"), ("delta", "delta", "list"),
+        )
+    ),
 )  # fmt: skip
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in TABLE}
@@ -74,6 +93,8 @@ def arithmetic(name: str) -> Callable[[Any, Any, Any, tuple[int, ...]], Any]:
     a, b, c: `[N]`. layers: sizes of the layers that the N elements consist of, in their order.
     """
     import jax.numpy as jnp
+
+    from evometa.programs.rows import ascending, before, running
 
     def div(a: Any, b: Any) -> Any:
         return a / jnp.where(jnp.abs(b) < TINY, jnp.where(b < 0, -TINY, TINY).astype(jnp.float32), b)
@@ -91,6 +112,20 @@ def arithmetic(name: str) -> Callable[[Any, Any, Any, tuple[int, ...]], Any]:
 
     def root_mean_square(a: Any, axis: int, keepdims: bool) -> Any:
         return jnp.sqrt(jnp.mean(a * a, axis=axis, keepdims=keepdims))
+
+    def first(rows: Any, axis: int, keepdims: bool) -> Any:
+        del keepdims
+        return jnp.take(rows, jnp.array([0]), axis=axis)
+
+    def along(change: Any, a: Any, layers: tuple[int, ...]) -> Any:
+        if len(set(layers)) == 1:
+            return change(a.reshape(len(layers), layers[0])).reshape(-1)
+        ends = [sum(layers[: i + 1]) for i in range(len(layers))]
+        return jnp.concatenate([change(a[end - n : end][None])[0] for n, end in zip(layers, ends, strict=True)])
+
+    def mod(a: Any, b: Any) -> Any:
+        rest = a - b * jnp.floor(a / jnp.where(b == 0, 1.0, b))  # 0 where b is zero, as where it is beyond float32
+        return jnp.where((b == 0) | ~jnp.isfinite(rest), 0.0, rest)
 
     functions: dict[str, Callable[[Any, Any, Any, tuple[int, ...]], Any]] = {
         "nop": lambda a, b, c, layers: a,
@@ -116,5 +151,22 @@ def arithmetic(name: str) -> Callable[[Any, Any, Any, tuple[int, ...]], Any]:
         "layer_rms": lambda a, b, c, layers: by_layer(root_mean_square, a, layers),
         "mean": lambda a, b, c, layers: jnp.broadcast_to(jnp.mean(a), a.shape),
         "rms": lambda a, b, c, layers: jnp.broadcast_to(jnp.sqrt(jnp.mean(a * a)), a.shape),
+        "relu": lambda a, b, c, layers: jnp.maximum(a, 0.0),
+        "half": lambda a, b, c, layers: jnp.floor(a * 0.5),
+        "mod": lambda a, b, c, layers: mod(a, b),
+        "less": lambda a, b, c, layers: jnp.where(a < b, 1.0, 0.0),
+        "equal": lambda a, b, c, layers: jnp.where(a == b, 1.0, 0.0),
+        "layer_sum": lambda a, b, c, layers: by_layer(jnp.sum, a, layers),
+        "layer_max": lambda a, b, c, layers: by_layer(jnp.max, a, layers),
+        "layer_min": lambda a, b, c, layers: by_layer(jnp.min, a, layers),
+        "layer_first": lambda a, b, c, layers: by_layer(first, a, layers),
+        "reverse": lambda a, b, c, layers: along(lambda rows: rows[:, ::-1], a, layers),
+        "sort": lambda a, b, c, layers: along(ascending, a, layers),
+        "descend": lambda a, b, c, layers: along(lambda rows: ascending(rows)[:, ::-1], a, layers),
+        "cumsum": lambda a, b, c, layers: along(running(jnp.add), a, layers),
+        "cummax": lambda a, b, c, layers: along(running(jnp.maximum), a, layers),
+        "shift": lambda a, b, c, layers: along(before, a, layers),
+        "rotate": lambda a, b, c, layers: along(lambda rows: jnp.roll(rows, -1, axis=1), a, layers),
+        "delta": lambda a, b, c, layers: along(lambda rows: rows - before(rows), a, layers),
     }
     return functions[name]

@@ -109,16 +109,16 @@ def mutate(vocabulary: Vocabulary, key: Any, numbers: Any, strength: Any) -> tup
         some, some, some, jnp.any(room), total > 1, jnp.any(follows),
         some & (vocabulary.constants > 0), jnp.any(there & ~live),
     ])  # fmt: skip
-    kind = _pick(luck[0], jnp.where(possible, jnp.asarray(OFTEN), 0.0))
+    kind = pick(luck[0], jnp.where(possible, jnp.asarray(OFTEN), 0.0))
     # Where: an instruction that matters rather than one that does not; a gap for insertions; a pair for swaps.
     spots = jnp.where(there, jnp.where(live, 1.0, 0.2), 0.0)
     gaps = jnp.where(room & (place <= held), jnp.where(section, 1.0, 0.3), 0.0)
-    at = _pick(
+    at = pick(
         luck[1], jnp.where(kind == 3, gaps, jnp.where((kind == 5) & follows, 1.0, jnp.where(kind == 5, 0.0, spots)))
     )
 
-    reads, writes = _surroundings(vocabulary, k, tokens, live, at)
-    drawn = _instruction(k, luck[2:7], ~section[at], reads, writes)
+    reads, writes = surroundings(vocabulary, k, tokens, live, at)
+    drawn = draw_instruction(k, luck[2:7], ~section[at], reads, writes)
     row = tokens[at]
     early = ~section[at]
     other = _other_operation(k, luck[7:11], row, early, reads, drawn)
@@ -136,11 +136,11 @@ def mutate(vocabulary: Vocabulary, key: Any, numbers: Any, strength: Any) -> tup
     )
     if vocabulary.constants:
         used = constants_used(vocabulary, jnp.where(live[:, None], tokens, 0))
-        which = _pick(luck[15], jnp.where(used, 1.0, 0.02))
+        which = pick(luck[15], jnp.where(used, 1.0, 0.02))
         # Rounded apart: fused to one operation, or not, the sum would differ in its last bit.
         moved = constants.at[which].add(jax.lax.optimization_barrier(strength * normal))
         constants = jnp.where(kind == 6, jnp.clip(moved, -FARTHEST, FARTHEST), constants)
-    return _join(_pack(vocabulary, changed), constants), kind.astype(jnp.int32)
+    return join(pack(vocabulary, changed), constants), kind.astype(jnp.int32)
 
 
 def crossover(vocabulary: Vocabulary, key: Any, one: Any, two: Any) -> Any:
@@ -176,7 +176,7 @@ def crossover(vocabulary: Vocabulary, key: Any, one: Any, two: Any) -> Any:
     rest = jnp.where(segment[:, None], 0, kept)
     segments = jnp.where(segment[:, None], theirs[from_theirs], 0)
     if not vocabulary.constants:
-        return _join(_pack(vocabulary, rest + segments), constants)
+        return join(pack(vocabulary, rest + segments), constants)
 
     busy, wanted = constants_used(vocabulary, rest), constants_used(vocabulary, segments)
     clash, free = busy & wanted & (constants != other), ~busy & ~wanted
@@ -193,12 +193,12 @@ def crossover(vocabulary: Vocabulary, key: Any, one: Any, two: Any) -> Any:
     registers = jnp.arange(len(vocabulary.registers))
     renamed = registers.at[vocabulary.first_constant + numbers].set(vocabulary.first_constant + goal)
     operands = _clear(vocabulary, segments.at[:, 2:].set(renamed[segments[:, 2:]]))
-    return _join(_pack(vocabulary, rest + operands), merged)
+    return join(pack(vocabulary, rest + operands), merged)
 
 
 def unpack(vocabulary: Vocabulary, numbers: Any) -> tuple[Any, Any]:
     """`(tokens [length, 5] int32, coordinates of constants)` of a valid program: packed, what is not read set to 0."""
-    tokens = _pack(vocabulary, split(vocabulary, numbers).tokens)
+    tokens = pack(vocabulary, split(vocabulary, numbers).tokens)
     return tokens, jnp.clip(numbers[FIELDS * vocabulary.length :], -FARTHEST, FARTHEST)
 
 
@@ -212,7 +212,7 @@ def constants_used(vocabulary: Vocabulary, tokens: Any) -> Any:
 # --- drawing -----------------------------------------------------------------------------------------
 
 
-def _pick(luck: Any, weights: Any) -> Any:
+def pick(luck: Any, weights: Any) -> Any:
     """A number drawn by weight; `luck` is uniform in 0 .. 1. What weighs nothing is never drawn where anything weighs.
 
     In whole numbers, whose sums no order of summation can change: float sums that differ in their last bit would
@@ -242,15 +242,15 @@ def _operand(
     # Memory that reads itself keeps a running value: momentum, traces.
     own = jnp.where((number == destination) & jnp.asarray(k.memory), 0.25, 0.0)
     weight = (reads + own) * likes * jnp.where(number == not_this, 0.02, 1.0) + _UNLIKELY
-    return _pick(luck, weight * _allowed(k, operation, destination, early))
+    return pick(luck, weight * _allowed(k, operation, destination, early))
 
 
-def _instruction(k: Kit, luck: Any, early: Any, reads: Any, writes: Any) -> Any:
+def draw_instruction(k: Kit, luck: Any, early: Any, reads: Any, writes: Any) -> Any:
     """A random instruction `[5]`; `reads`, `writes` `[registers]` are weights, `early` says that it is in `setup`."""
-    operation = _pick(luck[0], jnp.asarray(k.often)) if k.often.any() else jnp.int32(0)
+    operation = pick(luck[0], jnp.asarray(k.often)) if k.often.any() else jnp.int32(0)
     writable = jnp.asarray(k.memory | k.output)
     wide = jnp.asarray(k.width) >= jnp.asarray(k.reduces)[operation]
-    destination = _pick(luck[1], jnp.where(writable & wide, writes + _UNLIKELY, 0.0))
+    destination = pick(luck[1], jnp.where(writable & wide, writes + _UNLIKELY, 0.0))
     operands, last = [], jnp.int32(-1)
     for slot in range(3):
         last = _operand(k, luck[2 + slot], slot, operation, destination, early, reads, last)
@@ -266,7 +266,7 @@ def _other_operation(k: Kit, luck: Any, row: Any, early: Any, reads: Any, drawn:
     widest = jnp.max(jnp.where(takes, width[row[2:]], 0))
     fits = jnp.where(reduces >= 0, reduces, widest) <= width[row[1]]
     weights = jnp.where(fits & (number != row[0]), jnp.asarray(k.often), 0.0)
-    operation = _pick(luck[0], weights)
+    operation = pick(luck[0], weights)
     fresh = [_operand(k, luck[1 + slot], slot, operation, row[1], early, reads, row[2]) for slot in range(3)]
     operands = jnp.where(takes, row[2:], jnp.stack(fresh))
     changed = _clear_row(k, jnp.concatenate([jnp.stack([operation, row[1]]), operands]).astype(jnp.int32))
@@ -281,7 +281,7 @@ def _other_operand(k: Kit, luck: Any, row: Any, early: Any, reads: Any, writes: 
     slot = jnp.floor(luck[0] * arity).astype(jnp.int32)
     likes = jnp.where(jnp.asarray(k.constant), jnp.asarray(k.likes)[row[0], slot], 1.0)
     new = jnp.where(number == row[2 + slot], 0.0, reads * likes + _UNLIKELY) * _allowed(k, row[0], row[1], early)
-    operand = jnp.where(jnp.any(new > 0), _pick(luck[1], new), row[2 + slot])
+    operand = jnp.where(jnp.any(new > 0), pick(luck[1], new), row[2 + slot])
 
     widest = jnp.max(jnp.where(takes, width[row[2:]], 0))
     result = jnp.where(jnp.asarray(k.reduces)[row[0]] >= 0, jnp.asarray(k.reduces)[row[0]], widest)
@@ -289,12 +289,12 @@ def _other_operand(k: Kit, luck: Any, row: Any, early: Any, reads: Any, writes: 
         jnp.asarray(k.memory | k.output) & (width >= result) & (number != row[1]), writes + _UNLIKELY, 0.0
     )
     elsewhere = (luck[2] < 0.2) & jnp.any(places > 0)
-    place = jnp.where(elsewhere, _pick(luck[3], places), row[1])
+    place = jnp.where(elsewhere, pick(luck[3], places), row[1])
     operands = jnp.where(~elsewhere & (jnp.arange(3) == slot), operand, row[2:])
     return _clear_row(k, jnp.concatenate([jnp.stack([row[0], place]), operands]).astype(jnp.int32))
 
 
-def _surroundings(vocabulary: Vocabulary, k: Kit, tokens: Any, live: Any, at: Any) -> tuple[Any, Any]:
+def surroundings(vocabulary: Vocabulary, k: Kit, tokens: Any, live: Any, at: Any) -> tuple[Any, Any]:
     """Weights `[registers]` of what an instruction at row `at` should read and write, in the program as it is."""
     rows, number = jnp.arange(vocabulary.length), jnp.arange(len(k.width))
     there, section = tokens[:, 0] > 0, jnp.asarray(k.section)
@@ -330,7 +330,7 @@ def _random_program(vocabulary: Vocabulary, luck: Any) -> Any:
         held = jnp.where(live & (memory | output), 3.0, jnp.where(memory, 1.0, jnp.where(output, 0.05, 0.0)))
         reads = jnp.asarray(k.terminal) + share * held / jnp.maximum(jnp.sum(held), 1.0)
         writes = jnp.where(live, jnp.where(output, 2.0, 1.0), jnp.where(memory, 0.03, 0.0))
-        drawn = _instruction(k, own, early, reads, writes)
+        drawn = draw_instruction(k, own, early, reads, writes)
         drawn = jnp.where(is_active, drawn, 0)
         takes = jnp.arange(3) < jnp.asarray(k.arity)[drawn[0]]
         read = jnp.zeros(len(k.width), bool).at[drawn[2:]].max(takes)
@@ -344,7 +344,7 @@ def _random_program(vocabulary: Vocabulary, luck: Any) -> Any:
         soon = jax.tree.map(lambda leaf: leaf[: vocabulary.setup], rows_of)
         _, begun = jax.lax.scan(back, live & memory, soon, reverse=True)
         tokens = jnp.concatenate([begun, tokens])
-    return _join(tokens, _random_constants(luck[begin:].reshape(4, vocabulary.constants)))
+    return join(tokens, _random_constants(luck[begin:].reshape(4, vocabulary.constants)))
 
 
 def _random_constants(luck: Any) -> Any:
@@ -383,12 +383,13 @@ def _clear(vocabulary: Vocabulary, tokens: Any) -> Any:
     return jax.vmap(lambda row: _clear_row(k, row))(tokens)
 
 
-def _pack(vocabulary: Vocabulary, tokens: Any) -> Any:
+def pack(vocabulary: Vocabulary, tokens: Any) -> Any:
     """Every section's instructions at its front, in their order."""
     tokens = _clear(vocabulary, tokens)
     order = jnp.argsort(2 * jnp.asarray(kit(vocabulary).section).astype(jnp.int32) + (tokens[:, 0] == 0), stable=True)
     return tokens[order]
 
 
-def _join(tokens: Any, constants: Any) -> Any:
+def join(tokens: Any, constants: Any) -> Any:
+    """Tokens and coordinates of constants as genome numbers `[size]`."""
     return jnp.concatenate([tokens.astype(jnp.float32).reshape(-1), constants.astype(jnp.float32)])

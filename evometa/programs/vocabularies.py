@@ -59,11 +59,10 @@ LOSS = Vocabulary(
     memory=tuple(Register(name) for name in ("x", "y", "z")),
     outputs=(Register("loss", text="loss of one transition; averaged over a batch"),),
     operations=(
-        "copy", "add", "sub", "mul", "div", "neg", "abs", "square", "sqrt", "exp", "log", "tanh", "max", "min", "lerp",
-        "where",
+        "copy", "add", "sub", "mul", "div", "neg", "abs", "square", "sqrt", "exp", "log", "tanh", "max", "min",
     ),
     constants=3, setup=0, update=12,
-)  # fmt: skip
+)  # fmt: skip  # no `lerp`: it hides products of `q`, and the source's language has none
 
 POPULATION = Vocabulary(
     "population",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from evometa.printable import markdown
 from evometa.reports.tables import Rows, interval_text, table
 from evometa.reports.tables import cell_text as text_of
 
@@ -25,7 +26,7 @@ def comparison_text(data: Mapping[str, Any]) -> str:
 def comparison_markdown(data: Mapping[str, Any], title: str = "Comparison", figure: str | None = None) -> str:
     """The same as a Markdown page; `figure` is the path of a figure to show, relative to the page."""
     shown = [f"![differences from {data['rival']}]({figure})"] if figure else []
-    return _as_markdown([f"# {title}", _head(data), *shown], comparison_sections(data))
+    return _as_markdown([f"# {markdown(title)}", markdown(_head(data)), *shown], comparison_sections(data))
 
 
 def verdict_text(data: Mapping[str, Any]) -> str:
@@ -249,7 +250,7 @@ def _as_text(head: Sequence[str], sections: Sequence[Section]) -> str:
 def _as_markdown(head: Sequence[str], sections: Sequence[Section]) -> str:
     blocks = list(head)
     for section in sections:
-        blocks += [f"## {section.title}", markdown_table(section.rows), *section.words]
+        blocks += [f"## {section.title}", markdown_table(section.rows), *map(markdown, section.words)]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -261,7 +262,7 @@ def markdown_table(rows: Rows) -> str:
     right = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(markdown(cell) for cell in cells) + " |"
 
     rule = "|" + "|".join(" ---: " if r else " --- " for r in right) + "|"
     return "\n".join([line(names), rule, *[line([text_of(row.get(name)) for name in names]) for row in rows]])

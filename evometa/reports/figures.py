@@ -19,7 +19,7 @@ def comparison_figure(data: Mapping[str, Any], path: Path) -> Path:
     Raises `UsageError` for another ending than .svg, .png, .json, or without the extra `reports`.
     """
     check_format(path)
-    alt = _altair()
+    alt = altair()
     points = [
         {"arm": found["arm"], "domain": one["domain"], "difference": one["difference"]}
         for found in data["differences"]
@@ -61,13 +61,14 @@ def check_format(path: Path) -> None:
     """Raise `UsageError` where a figure cannot be written to a file of that name, before anything is computed."""
     if path.suffix not in FORMATS:
         raise UsageError(f"expected a figure's file to end in {', '.join(FORMATS)}, got {str(path)!r}")
-    _altair()
+    altair()
 
 
-def _altair() -> Any:
+def altair() -> Any:
+    """The library; `UsageError` where the extra `reports` is not installed."""
     try:
-        import altair
+        import altair as library
         import vl_convert  # noqa: F401
     except ImportError:
         raise UsageError(INSTALL) from None
-    return altair
+    return library

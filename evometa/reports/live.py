@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from evometa.keys import Stream
+from evometa.printable import printable
 from evometa.session import Session
 from evometa.types import Block, Failure, State
 
@@ -36,7 +37,7 @@ class Live:
         self.session, self.until, self.first = session, until, generation
         self.started = self.line_at = self.look_at = time.monotonic()
         self.looked, self.validation, self.failed = 0.0, float("nan"), 0
-        self.name = self.title or path.name
+        self.name = printable(self.title or path.name, lines=False)
         task = session.task
         note = "  (one function: nothing held out by construction)" if task.black_box else ""
         begun = f"at generation {generation} " if generation else ""
@@ -78,9 +79,9 @@ class Live:
     def note(self, text: str) -> None:
         """Say something beside the numbers."""
         if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False)
+            self._progress.console.print(printable(text), markup=False, highlight=False)
         else:
-            print(text, file=self.stream, flush=True)
+            print(printable(text), file=self.stream, flush=True)
 
     def end(self) -> None:
         """Close the view; what it last showed stays."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from evometa.archives.write import storage
 from evometa.errors import UsageError
+from evometa.printable import markdown
 from evometa.reports.compare import Section, _as_markdown, _as_text, _range, comparison_sections, verdict_sections
 from evometa.reports.tables import Rows
 
@@ -46,7 +47,7 @@ def study_text(data: Mapping[str, Any]) -> str:
 def study_markdown(data: Mapping[str, Any], figure: str | None = None) -> str:
     """The report as a Markdown page; `figure` is the path of a figure, relative to the page."""
     shown = [f"![differences from {data['results']['rival']}]({figure})"] if figure else []
-    return _as_markdown([f"# Study {data['study']}", _head(data), *shown], _sections(data))
+    return _as_markdown([f"# Study {markdown(data['study'])}", markdown(_head(data)), *shown], _sections(data))
 
 
 def write(data: Mapping[str, Any], folder: Path) -> list[Path]:

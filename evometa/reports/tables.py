@@ -61,7 +61,7 @@ def runs_rows(out: Path) -> Rows:
     ledgers: dict[Path, list[events.Entry]] = {}
     for path in folder.list_runs(out):
         try:
-            record, best, diary = folder.read_record(path), champion.last(path), events.read(path)
+            record, best, diary = folder.read_record(path), champion.last(path), events.diary(path)
             generations, until = Archive(path).generations(), folder.target(path)
             root = ledger.root(path)
             ledgers[root] = ledgers[root] if root in ledgers else ledger.read(root)
@@ -132,7 +132,7 @@ def report_data(path: Path) -> dict[str, Any]:
         "of": folder.target(path),
         "split": task["split"],
         "black_box": task["black_box"],
-        "from": record["from"],
+        "from": record.get("from"),
         "champion": None,
         "openings": [],
         "looks": [],
@@ -148,7 +148,7 @@ def report_data(path: Path) -> dict[str, Any]:
             "domains": list(best.domains),
             "params": readable(space, best.genome),
         }
-    diary = events.read(path)
+    diary = events.diary(path)
     for event in diary:
         if event["kind"] == "opened":
             data["openings"].append({key: event[key] for key in ("opening", "looks", "overall")})

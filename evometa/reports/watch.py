@@ -12,6 +12,7 @@ import numpy as np
 
 from evometa import champion, folder
 from evometa.archives.read import Archive
+from evometa.printable import printable
 
 _SECONDS = 2.0
 
@@ -22,7 +23,7 @@ def follow(path: Path, *, once: bool, as_json: bool) -> None:
     while True:
         now = state(path, archive)
         if now != shown:
-            print(json.dumps(now, allow_nan=False) if as_json else text(now), flush=True)
+            print(json.dumps(now, allow_nan=False) if as_json else printable(text(now)), flush=True)
             shown = now
         if once or now["champion"] is not None and now["generations"] >= now["of"]:
             return

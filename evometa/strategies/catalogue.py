@@ -58,10 +58,32 @@ _OWN = {
         "Linear genetic programming: update rules, their constants and all columns beside them.",
         "Brameier & Banzhaf 2007", EVERY,
         {
-            "crossover": 0.4, "tournament": 3, "elites": 3, "tuned": 0.25, "fresh": 0.1, "warm": 0.5, "tries": 4,
-            "remembered": 4096, "parsimony": 0.02, "sigma": 0.1, "smallest": 1e-4, "rate": None,
+            "crossover": 0.4, "tournament": 3, "elites": 3, "tuned": 0.25, "grow": 0.0, "fresh": 0.1, "warm": 0.5,
+            "tries": 4, "remembered": 4096, "parsimony": 0.02, "sigma": 0.1, "smallest": 1e-4, "rate": None,
         },
         minimum=8, parents="true parents (one or two)",
+    ),
+    "open_ended": Entry(
+        "evometa.strategies.open_ended:open_ended",
+        "Open-ended search: keeps every viable candidate, breeds from stepping stones, varies its own variation.",
+        "Zhang et al. 2025 (DGM); Lange et al. 2025 (ShinkaEvolve); Wang et al. 2025 (HGM)", EVERY,
+        {
+            "parents": "dgm", "capacity": 512, "when_full": "crowded", "criterion": "finite", "slack": 0.5,
+            "behaviour": "genome", "neighbours": 5, "islands": 1, "migration_interval": 10, "migrants": 1,
+            "self_modification": True, "rejudge": 0.05, "fresh": 0.0, "warm": 0.5, "crossover": 0.4, "changes": 1.5,
+            "sigma": 0.1, "smallest": 1e-4, "rate": None, "tries": 4,
+        },
+        minimum=4, parents="true parents (one or two)",
+    ),
+    "poet": Entry(
+        "evometa.strategies.poet:poet",
+        "POET: environments and their solvers together, a niche each; solvers are tried in each other's worlds.",
+        "Wang et al. 2019, 2020", COLUMNS,
+        {
+            "transfer": 4, "reproduce": 6, "easiest": 0.15, "hardest": 0.7, "admitted": 2, "reach": 0.15,
+            "neighbours": 3, "sigma": 0.2, "smallest": 1e-4, "rate": None,
+        },
+        minimum=4, parents="the solver; for a transfer also the niche's former solver",
     ),
     "tpe": Entry(
         "evometa.strategies.optuna_adapter:tpe", "Tree-structured Parzen estimator; strong where evaluations are few.",

@@ -31,6 +31,7 @@ import numpy as np
 from evometa.column import KINDS
 from evometa.programs.behaviour import REFUSED
 from evometa.programs.code import FARTHEST
+from evometa.programs.grow import grow
 from evometa.programs.vary import crossover, mutate
 from evometa.space import Space, weights
 from evometa.strategies import evosax_adapter, genetic, parts
@@ -71,22 +72,23 @@ def linear_gp(space: Space, population: int = 64, **hyperparameters: Any) -> Str
 
     Hyperparameters: `crossover` 0.4, the probability of two parents; `tournament` 3, rows that compete to be a parent;
     `elites` 3, rows asked again unchanged, at least 1; `tuned` 0.25, the share of rows of the inner CMA-ES (below 4
-    rows, or where nothing is to be tuned: none); `fresh` 0.1, the share of random immigrants; `warm` 0.5, the share of
-    the first generation that are mutants of the start (none where its programs do nothing); `tries` 4, variants of a
-    child until its behaviour is new; `remembered` 4096, behaviours kept; `parsimony` 0.02, penalty of a program of full
-    length in median absolute deviations; `sigma` 0.1, first strength of changes to numbers, in genome coordinates;
-    `smallest` 1e-4, its floor; `rate` None, as in `genetic`. Raises `UsageError` for other names, `ConfigError` for a
-    population below 8 and values out of range.
+    rows, or where nothing is to be tuned: none); `grow` 0.0, the share of mutations that grow a program
+    (programs/grow.py; worth a try, 0.25 say, where a search starts from nothing); `fresh` 0.1, the share of random
+    immigrants; `warm` 0.5, the share of the first generation that are mutants of the start (none where its programs do
+    nothing); `tries` 4, variants of a child until its behaviour is new; `remembered` 4096, behaviours kept;
+    `parsimony` 0.02, penalty of a program of full length in median absolute deviations; `sigma` 0.1, first strength of
+    changes to numbers, in genome coordinates; `smallest` 1e-4, its floor; `rate` None, as in `genetic`. Raises
+    `UsageError` for other names, `ConfigError` for a population below 8 and values out of range.
     """
     given = parts.hyperparameters(NAME, CATALOGUE[NAME].defaults, hyperparameters)
     population = parts.check_population(NAME, population, CATALOGUE[NAME].minimum)
     share = (0.0, 1.0)
     parts.check_range(
         NAME, crossover=(given["crossover"], *share), tournament=(given["tournament"], 1, population),
-        elites=(given["elites"], 1, population // 2), tuned=(given["tuned"], 0.0, 0.5), fresh=(given["fresh"], *share),
-        warm=(given["warm"], *share), tries=(given["tries"], 1, 64), remembered=(given["remembered"], 1, 2**20),
-        parsimony=(given["parsimony"], 0.0, 10.0), sigma=(given["sigma"], 1e-6, 10.0),
-        smallest=(given["smallest"], 0.0, 10.0),
+        elites=(given["elites"], 1, population // 2), tuned=(given["tuned"], 0.0, 0.5), grow=(given["grow"], *share),
+        fresh=(given["fresh"], *share), warm=(given["warm"], *share), tries=(given["tries"], 1, 64),
+        remembered=(given["remembered"], 1, 2**20), parsimony=(given["parsimony"], 0.0, 10.0),
+        sigma=(given["sigma"], 1e-6, 10.0), smallest=(given["smallest"], 0.0, 10.0),
     )  # fmt: skip
     rule = _Rules(space, population, given)
     return Strategy(
@@ -264,6 +266,12 @@ class _Rules:
             for number, (vocabulary, part) in enumerate(self.programs):
                 row_keys = jax.random.split(jax.random.fold_in(own, number + 1), self.population)
                 other = jax.vmap(lambda k, n, s, v=vocabulary: mutate(v, k, n, s)[0])(row_keys, held[:, part], steps)
+                if self.given["grow"]:
+                    grown = jax.vmap(lambda k, n, v=vocabulary: grow(v, jax.random.fold_in(k, 1), n))(
+                        row_keys, held[:, part]
+                    )
+                    chance = jax.random.uniform(jax.random.fold_in(own, len(self.programs) + 1), (self.population, 1))
+                    other = jnp.where(chance < self.given["grow"], grown, other)
                 held = held.at[:, part].set(jnp.where((due & (which == number))[:, None], other, held[:, part]))
             return held, held
 

@@ -9,4 +9,6 @@ TASKS = {
     "local_rule": "evometa.tasks.local_rule:local_rule",
     "sym_bbo": "evometa.tasks.sym_bbo:sym_bbo",
     "rl_loss_graph": "evometa.tasks.rl_loss:rl_loss_graph",
+    "dsl_godel": "evometa.tasks.dsl_godel:dsl_godel",
+    "courses": "evometa.tasks.courses:courses",
 }

@@ -10,7 +10,7 @@ value falls short of the best one, in units of what a random policy falls short:
 random. In the domains that drive the search every action of every state is tried, some more often than others; sealed
 ones are other, larger families, of three times the steps, and in half of them the learner walks about epsilon-greedily.
 
-The network agent (parts/qnet.py, extra `tasks`) trains a small network with replay on environments of gymnax. It is
+The network agent (parts/qnet.py, extra `rl`) trains a small network with replay on environments of gymnax. It is
 slow: it is there to judge what was found, not to search.
 """
 
@@ -50,8 +50,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "task": {"instances": 2, "steps": 24, "actors": 8},
         "generations": 3, "population": 16, "strategy": "linear_gp",
     },
-    "standard": {"task": {}, "generations": 60, "population": 64, "strategy": "linear_gp"},
-    "full": {"task": {"instances": 8}, "generations": 200, "population": 128, "strategy": "linear_gp"},
+    "standard": {"task": {}, "generations": 60, "population": 256, "strategy": "linear_gp"},
+    "full": {"task": {"instances": 8}, "generations": 200, "population": 512, "strategy": "linear_gp"},
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def rl_loss_graph(
     `actors`: walkers per MDP where learners walk; `lag`: updates over which the copy of the table follows it.
 
     Network: `env_steps` (a multiple of 16) steps of one environment, `hidden` units, `episodes` to judge the greedy
-    policy; `small`: the quick environments alone (see `qnet.PLACES`). Needs gymnax.
+    policy; `small`: the quick environments alone (see `qnet.PLACES`). Needs gymnax (extra `rl`).
 
     Raises `ConfigError` for unknown words and sizes out of range.
     """

@@ -1,0 +1,174 @@
+"""What lets a reader trust a piece of a large part: a digest of its footer, and of every column of every row group.
+
+A part's name holds the digest of the whole file, and to verify that takes reading all of it. `compact` writes
+`RUN/index/<part>.json` beside the parts it makes; with it, `archive top` reads a hundredth of the bytes and still
+believes none that was changed. An index is derived, never needed: where it is missing or damaged, parts are read whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evometa.archives.regular import open_file, read_file
+from evometa.archives.sealed import seal, unseal
+from evometa.errors import IntegrityError
+
+FOLDER = "index"
+DIGITS = 16
+
+
+class Index:
+    """The verified footer of a part, and what its other bytes must be."""
+
+    def __init__(self, record: dict[str, Any], metadata: pq.FileMetaData) -> None:
+        self.rows = metadata.num_rows
+        self.groups = metadata.num_row_groups
+        self.sizes = [metadata.row_group(group).num_rows for group in range(self.groups)]
+        self._size = int(record["size"])
+        self._digests: list[str] = record["groups"]
+        self._metadata = metadata
+        self._leaves = _leaves(metadata)
+        self._bounds: dict[str, np.ndarray] = {}
+
+    def bounds(self, name: str) -> np.ndarray:
+        """Lowest and highest value of a column of numbers in each row group, `[groups, 2]`; -inf, inf where unknown."""
+        if name not in self._bounds:
+            (leaf,) = self._leaves[name]
+            found = np.full((self.groups, 2), (-np.inf, np.inf))
+            for group in range(self.groups):
+                statistics = self._metadata.row_group(group).column(leaf).statistics
+                if statistics is not None and statistics.has_min_max:
+                    found[group] = statistics.min, statistics.max
+            self._bounds[name] = found
+        return self._bounds[name]
+
+    def open(self, path: Path, groups: Iterable[int], columns: Sequence[str] | None) -> pq.ParquetFile:
+        """The part as a Parquet file in memory that holds these columns of these row groups, every byte verified.
+
+        Raises `IntegrityError` (what is wrong, without the part's name), `OSError`.
+        """
+        names = self._leaves if columns is None else [name for name in columns if name in self._leaves]
+        leaves = [leaf for name in names for leaf in self._leaves[name]]
+        # As large as the file, but what is never touched takes no memory.
+        view = np.empty(self._size, np.uint8).data
+        descriptor = open_file(path, os.O_RDONLY)
+        try:
+            for group in groups:
+                digests = self._digests[group]
+                for leaf in leaves:
+                    start, end = _chunk(self._metadata, group, leaf)
+                    _fill(descriptor, view[start:end], start)
+                    digest = digests[DIGITS * leaf : DIGITS * (leaf + 1)]
+                    if hashlib.sha256(view[start:end]).hexdigest()[:DIGITS] != digest:
+                        raise IntegrityError(
+                            f"row group {group}, bytes {start} to {end} are not those that were written"
+                        )
+        finally:
+            os.close(descriptor)
+        return pq.ParquetFile(
+            pa.BufferReader(pa.py_buffer(view)), metadata=self._metadata, page_checksum_verification=True
+        )
+
+
+def path_of(part: Path) -> Path:
+    """Where the index of a part is, if it has one."""
+    return part.parent.parent / FOLDER / f"{part.name}.json"
+
+
+def build(data: pa.Buffer, name: str) -> bytes:
+    """The bytes of the index of a part with these bytes."""
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    view = memoryview(data)
+    groups = [
+        "".join(_digest(view, *_chunk(metadata, group, leaf)) for leaf in range(metadata.num_columns))
+        for group in range(metadata.num_row_groups)
+    ]
+    footer = hashlib.sha256(view[_footer(view) :]).hexdigest()
+    return seal({"part": name, "size": len(view), "footer": footer, "groups": groups})
+
+
+def load(part: Path) -> Index | None:
+    """The index of a part; None where it has none that can be used. Raises `OSError` where there is no such part."""
+    path = path_of(part)
+    try:
+        record = unseal(read_file(path), path)
+        size, digest, groups = int(record["size"]), str(record["footer"]), list(record["groups"])
+    except (OSError, IntegrityError, KeyError, TypeError, ValueError):
+        return None
+    descriptor = open_file(part, os.O_RDONLY)
+    try:
+        if record.get("part") != part.name or os.fstat(descriptor).st_size != size or size < 12:
+            return None
+        end = bytearray(8)
+        _fill(descriptor, memoryview(end), size - 8)
+        length = min(int.from_bytes(end[:4], "little") + 8, size)
+        footer = bytearray(length)
+        _fill(descriptor, memoryview(footer), size - length)
+    finally:
+        os.close(descriptor)
+    if hashlib.sha256(footer).hexdigest() != digest:
+        return None  # one of the two was changed: reading the whole part tells which
+    metadata = pq.read_metadata(pa.BufferReader(bytes(footer)))
+    whole = all(isinstance(text, str) and len(text) == DIGITS * metadata.num_columns for text in groups)
+    if not whole or len(groups) != metadata.num_row_groups:
+        return None
+    return Index(record, metadata)
+
+
+def problem(part: Path) -> str:
+    """What is wrong with the index of a part (that is whole itself), or the empty string. Raises `OSError`."""
+    path = path_of(part)
+    if not path.exists():
+        return ""
+    whole = read_file(path) == build(pa.py_buffer(read_file(part)), part.name)
+    return "" if whole else f"{path}: not the index of its part. Make it anew with: evometa archive repair"
+
+
+def orphans(run: Path) -> Iterator[Path]:
+    """Indexes of parts that are not there (any more)."""
+    folder = run / FOLDER
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+        if not (run / "lineage" / name.removesuffix(".json")).exists():
+            yield folder / name
+
+
+def _leaves(metadata: pq.FileMetaData) -> dict[str, list[int]]:
+    """Column -> the numbers of its leaves."""
+    found: dict[str, list[int]] = {}
+    for leaf in range(metadata.num_columns):
+        found.setdefault(metadata.schema.column(leaf).path.split(".")[0], []).append(leaf)
+    return found
+
+
+def _chunk(metadata: pq.FileMetaData, group: int, leaf: int) -> tuple[int, int]:
+    """Where a column of a row group begins and ends in the file."""
+    chunk = metadata.row_group(group).column(leaf)
+    start = chunk.data_page_offset
+    if chunk.has_dictionary_page:
+        start = min(start, chunk.dictionary_page_offset)
+    return start, start + chunk.total_compressed_size
+
+
+def _digest(view: memoryview, start: int, end: int) -> str:
+    return hashlib.sha256(view[start:end]).hexdigest()[:DIGITS]
+
+
+def _footer(view: memoryview) -> int:
+    return len(view) - 8 - int.from_bytes(view[-8:-4], "little")
+
+
+def _fill(descriptor: int, view: memoryview, offset: int) -> None:
+    """Read into the whole of `view`."""
+    while len(view):
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise IntegrityError(f"the file ends before byte {offset + len(view)}")
+        view, offset = view[count:], offset + count

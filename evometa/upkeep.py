@@ -1,0 +1,73 @@
+"""Care of a run's archive: merge its parts, move aside what is broken. Both take the run's lock."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from evometa import folder
+from evometa.archives import compact as compacting
+from evometa.archives import repair as repairing
+from evometa.errors import NotFound, UsageError
+
+
+def compact(
+    path: str | Path, *, rows: int = compacting.ROWS, grace: float = 10.0, dry_run: bool = False
+) -> dict[str, Any]:
+    """Merge many small parts of a run into files of up to `rows` rows; see `archives.compact.compact`.
+
+    The parts that were superseded stay aside for `grace` seconds, for readers that were listing them; 0 removes them at
+    once. Returns `{parts, files, rows, bytes_before, bytes_after, aside, merged}`. Raises `EvometaError` where another
+    process has the run.
+    """
+    if rows < 1:
+        raise UsageError(f"compact: expected --rows of at least 1, got {rows}")
+    path = folder.find(path)
+    with folder.locked(path):
+        done = compacting.compact(path, rows=rows, dry_run=dry_run)
+        if not dry_run and done.aside:
+            time.sleep(max(0.0, grace))
+            compacting.clear(path, 0.0)
+    return {**done._asdict(), "merged": done.parts != done.files and not dry_run}
+
+
+def repair(path: str | Path, *, dry_run: bool = False) -> dict[str, Any]:
+    """Move what is broken in a run into its quarantine; see `archives.repair.repair`.
+
+    Returns `{moves, quarantine, gaps, checkpoint, stored, lost, resumable, advice}`; `advice` says in words what can be
+    gone on with, and from where. Raises `EvometaError` where another process has the run.
+    """
+    path = _any_run(path)
+    with folder.locked(path):
+        found = repairing.repair(path, dry_run=dry_run)
+    moves = [move._asdict() for move in found.moves]
+    gaps = [list(gap) for gap in found.gaps]
+    return {**found._asdict(), "moves": moves, "gaps": gaps, "advice": _advice(path, found)}
+
+
+def _any_run(path: str | Path) -> Path:
+    """The run, also where its record is what is broken."""
+    try:
+        return folder.find(path)
+    except NotFound:
+        if (Path(path) / "lineage").is_dir():
+            return Path(path)
+        raise
+
+
+def _advice(path: Path, found: repairing.Repaired) -> str:
+    if not found.resumable:
+        return (
+            f"{path.name} cannot be resumed: its record (run.json) is broken or missing. Its {found.stored} stored"
+            f" generations can be read: evometa archive top {path}"
+        )
+    start = "the beginning" if found.checkpoint is None else f"the checkpoint of generation {found.checkpoint}"
+    words = f"evometa resume {path} goes on from {start}"
+    if not found.gaps:
+        return f"{words}; {found.stored} generations are stored, and none is missing"
+    missing = ", ".join(f"{first} to {last}" if first < last else str(first) for first, last in found.gaps)
+    return (
+        f"{words}, passes over what is stored, and computes generations {missing} again: the same rows, as far as the"
+        " task is a function of its key"
+    )

@@ -1,0 +1,103 @@
+"""Processes that strace stops at any file call, and what to compare of what they leave."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import crash_workload
+import pytest
+
+HERE = Path(__file__).parent
+# Calls that touch a disk; where this machine has others (open, pwrite ...), they are met by the names it uses.
+CHANGES = (
+    *("openat", "open", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "link", "linkat", "rename"),
+    *("renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "flock", "close"),
+)
+ERRORS = ("ENOSPC", "EIO", "EDQUOT")
+
+
+def left_behind(run: Path, acks: list[str]) -> int:
+    """A number for what a stopped run left; many places to stop at leave the same, and one look is enough."""
+    found = [str(len(acks))]
+    for path in sorted(run.rglob("*")):
+        name = re.sub(r"\.\d+-\d+$", "", str(path.relative_to(run)))  # staged names hold a process id
+        # Events hold times, always of the same length.
+        found.append(
+            f"{name} {path.stat().st_size if path.name == 'events.jsonl' else path.is_file() and path.read_bytes()}"
+        )
+    return hash("\n".join(found))
+
+
+class Victims:
+    """Processes that run the workload under strace, one for each way to stop it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.numbers = itertools.count()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+        self.server = subprocess.Popen(
+            [sys.executable, crash_workload.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self.answer() == "ready"
+
+    def answer(self) -> str:
+        assert self.server.stdout
+        return self.server.stdout.readline().strip()
+
+    def ask(self, line: str) -> None:
+        assert self.server.stdin
+        self.server.stdin.write(line + "\n")
+        self.server.stdin.flush()
+
+    def run(self, *options: str, verb: str = "run", template: Path | None = None) -> tuple[Path, int, list[str], str]:
+        """Folder, exit code (negative: signal), acknowledgements and trace of one run (on a copy of `template`)."""
+        run = self.root / f"run-{next(self.numbers)}"
+        if template is not None:
+            shutil.copytree(template, run)
+        self.ask(f"{verb} {run}")
+        pid = int(self.answer())
+        command = ["strace", "-f", "-q", "-y", "-s", "200", "-o", f"{run}.trace", "-p", str(pid), *options]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+            while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text() and strace.poll() is None:
+                time.sleep(0.001)
+            refused = strace.poll() is not None
+            self.ask("go")
+            code = int(self.answer())
+            strace.wait(30)
+            if refused:
+                pytest.skip(f"strace may not attach here: {strace.stderr.read().strip() if strace.stderr else ''}")
+        return run, code, Path(f"{run}.acks").read_text().splitlines(), Path(f"{run}.trace").read_text()
+
+
+def serve(root: Path):
+    """For a fixture: `yield from serve(folder)`."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed; on Debian: apt-get install strace")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("strace is for Linux")
+    made = Victims(root)
+    yield made
+    assert made.server.stdin and made.server.stdout
+    made.server.stdin.close()
+    made.server.stdout.close()
+    made.server.wait(30)
+
+
+def count_calls(victims: Victims, **options) -> dict[str, int]:
+    """How often an undisturbed run makes each file call."""
+    _, code, _, trace = victims.run(**options)
+    assert code == 0
+    counted = Counter(re.findall(r"^\d+ +(\w+)\(", trace, re.MULTILINE))
+    return {name: counted[name] for name in CHANGES if counted[name]}

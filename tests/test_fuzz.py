@@ -1,0 +1,124 @@
+"""Damaged and forged archives, a thousand kinds: each reading ends well or with a typed error, within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+
+import fuzzing
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import cli, write_tasks
+
+from evometa.archives import shapes
+from evometa.archives.read import Archive
+from evometa.archives.regular import too_large
+from evometa.errors import EvometaError, IntegrityError
+
+COUNT = 1000
+WAYS = {"flip", "cut", "zero", "swap", "bomb", "deep"} | {
+    f"forge_{what}" for what in ("record", "events", "checkpoint", "arrays", "bytes", "footer", "column", "ledger")
+}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """A folder with an opened run and its ledger: never to be changed."""
+    folder = tmp_path_factory.mktemp("base")
+    write_tasks(folder)
+    with contextlib.chdir(folder):
+        small = ("--population", 6, "--generations", 3, "--strategy", "genetic")
+        assert cli("run", "plain.py", *small, "--name", "x").code == 0
+        assert cli("unseal", "x").code == 0
+    return folder / "runs"
+
+
+@pytest.mark.timeout(1800)  # on a machine that is busy with other things
+def test_a_thousand_damaged_archives(base, tmp_path):
+    """Reliability R15: typed errors only, no crash of native code, and no more memory than the limit of the readers."""
+    wrong, ends = fuzzing.search(base, tmp_path, 0, COUNT)
+    assert wrong == []
+    assert ends["read"] + ends["refused"] >= COUNT * fuzzing.READINGS * 0.9
+    assert min(ends["read"], ends["refused"]) > COUNT // 2, "both ends are met, or nothing was damaged"
+    assert ends["peak"] < fuzzing.MEMORY
+
+
+def test_the_search_finds_what_it_is_there_for(base, tmp_path, monkeypatch):
+    """The oracle of the test above: a reader that breaks, hangs or dies is named with its case."""
+    shutil.copytree(base, tmp_path / "base")
+    seen = {}
+    for name, read in {"breaks": lambda: {}["x"], "hangs": lambda: time.sleep(60)}.items():
+        monkeypatch.setattr(fuzzing, "readings", lambda run, read=read: dict.fromkeys("abcdef", read))
+        monkeypatch.setattr(fuzzing, "SECONDS", 0.05)
+        with rings():
+            seen[name] = fuzzing.case(tmp_path / "base", tmp_path / "scratch", 3)
+    assert all("KeyError" in line and line.startswith("case 3") for line in seen["breaks"]) and seen["breaks"]
+    assert all("Late" in line for line in seen["hangs"]) and seen["hangs"]
+    monkeypatch.setattr(fuzzing.sys, "executable", shutil.which("false"))
+    wrong, _ = fuzzing._search(tmp_path / "base", tmp_path / "scratch", 5, 2)
+    assert [line[:12] for line in wrong] == ["WRONG case 5", "WRONG case 6"], "a process that dies is a find of its own"
+
+
+@contextlib.contextmanager
+def rings():
+    import signal
+
+    def late(*_):
+        raise fuzzing.Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_every_way_of_damage_is_met_and_does_some(base, tmp_path):
+    met = set()
+    for number in range(150):
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        shutil.copytree(base, tmp_path / "x")
+        before = {p.name: p.read_bytes() for p in (tmp_path / "x").rglob("*") if p.is_file()}
+        with contextlib.suppress(ValueError, UnicodeError, EvometaError, pa.ArrowException, IndexError):
+            way = fuzzing.damage(tmp_path / "x/x", number).split(":")[0]
+            after = {p.name: p.read_bytes() for p in (tmp_path / "x").rglob("*") if p.is_file()}
+            if before != after:
+                met.add(way)
+    assert met == WAYS
+
+
+# --- claims --------------------------------------------------------------------------------------------------
+
+
+def test_a_header_that_claims_too_much_is_refused_before_anything_is_decoded(base, tmp_path, monkeypatch):
+    """Fifty million zeros fit into 200 kB: what counts is what they would take."""
+    shutil.copytree(base / "x", tmp_path / "x")
+    part = next((tmp_path / "x/lineage").glob("*.parquet"))
+    file = pq.ParquetFile(part)
+    assert too_large(file, ["generation", "scores"], [0]) == ""
+    values = file.metadata.num_rows * 4
+    assert too_large(file, ["generation"], [0], most=values) == ""
+    assert "fit" in too_large(file, ["generation"], [0], most=values - 1)
+    assert "fit" in too_large(file, ["message", "failure"], [0], most=10)
+    monkeypatch.setattr("evometa.archives.regular.free_memory", lambda: 2 * (values - 1))
+    with pytest.raises(IntegrityError, match="its header claims .* GB"):
+        Archive(tmp_path / "x").table(["generation"])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"a": 1}, "expected b, which is missing"),
+        ({"a": True, "b": []}, "a: expected a whole number, got true or false"),
+        ({"a": 2**60, "b": []}, "a: expected a smaller number, got one of 61 bits"),
+        ({"a": 1, "b": [1, "x"]}, r"b\[1\]: expected a whole number, got a text"),
+        ({"a": 1, "b": [], "c": {"d": None}}, "c.d: expected a text, got null"),
+        ({"a": 1, "b": [], "e": {"x": 1}}, "e.x: expected a text, got a whole number"),
+        ([], "its content: expected an object, got a list"),
+    ],
+)
+def test_what_json_must_hold_is_named_by_its_place(tmp_path, value, words):
+    shape = {"a": int, "b": [int], "c?": {"d": str}, "e?": (type(None), {"*": str})}
+    shapes.require({"a": 1, "b": [2], "e": None, "more": 0}, shape, tmp_path)
+    with pytest.raises(IntegrityError, match=words):
+        shapes.require(value, shape, tmp_path)
