@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -319,15 +319,15 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, _terminate)  # before a preemption
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # what typer makes of a KeyboardInterrupt, and so of a termination
+            _stopped()
         raise SystemExit(code if isinstance(code, int) else 0)
     except EvometaError as error:
         _fail(str(error), error.exit_code)
     except typer.Exit as stop:
         raise SystemExit(stop.exit_code) from None
-    except typer.Abort:
-        _fail("stopped", 130)
-    except KeyboardInterrupt as stop:
-        _fail(*("terminated", 128 + stop.args[0]) if isinstance(stop, _Terminated) else ("stopped", 130))
+    except (typer.Abort, KeyboardInterrupt):
+        _stopped()
     except BrokenPipeError:
         # The reader of our output left (`| head`): nothing to say, and nowhere to say it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -345,11 +345,23 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM or SIGUSR1, as an exception that no task's code takes for its own: neither Exception nor SystemExit."""
 
 
+_received: list[int] = []  # SIGTERM or SIGUSR1, where one came
+
+
 def _terminate(number: int, frame: object) -> None:
+    _received.append(number)
     raise _Terminated(number)
 
 
-def _fail(text: str, code: int) -> None:
+def _stopped() -> NoReturn:
+    """End as a signal outside the search asks for; what was finished is on disk."""
+    number = _received[0] if _received else signal.SIGINT
+    _fail(
+        f"stopped by {signal.Signals(number).name}. Go on with: evometa resume RUN, where a run had begun", 128 + number
+    )
+
+
+def _fail(text: str, code: int) -> NoReturn:
     if os.environ.get("EVOMETA_DEBUG") and sys.exc_info()[0] is not None:
         raise
     print(printable(f"evometa: {text}"), file=sys.stderr)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,8 @@ def serve() -> None:
             finally:
                 sys.stderr.flush()
                 os._exit(code)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        print("started", pid, flush=True)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 class Server:
@@ -136,11 +137,17 @@ class Server:
             text=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu", **compiled, **env},
         )
-        assert self._answer() == "ready"
+        assert self._line() == "ready"
 
-    def _answer(self) -> str:
+    def _line(self) -> str:
         assert self.process.stdout
         return self.process.stdout.readline().strip()
+
+    def _answer(self, kind: str) -> int:
+        # Never to be mixed up: a signal to process 0, an exit code, would go to all processes of this group.
+        word, _, number = self._line().partition(" ")
+        assert word == kind, f"expected {kind}, got {word!r}"
+        return int(number)
 
     def start(self, do: str, run: Path, **order: Any) -> int:
         """Start a child that makes or resumes a run, and return its id."""
@@ -150,11 +157,11 @@ class Server:
         whole = {"folder": str(self.folder), "do": do, "run": str(run), "spec": spec, "acks": f"{run}.acks", **order}
         self.process.stdin.write(json.dumps(whole) + "\n")
         self.process.stdin.flush()
-        return int(self._answer())
+        return self._answer("started")
 
     def end(self) -> int:
         """The exit code of the child, when it ended; negative: the signal that killed it."""
-        return int(self._answer())
+        return self._answer("ended")
 
     def said(self) -> str:
         """The last line of standard error of all children."""
@@ -192,7 +199,8 @@ def kill_until_done(server: Server, run: Path, draw: random.Random, longest: flo
         pid = server.start(do, run, **order)
         if hit < kills:
             time.sleep(draw.uniform(0, longest))
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(pid, signal.SIGKILL)
         code = server.end()
         if code == 0:
             return hit

@@ -103,7 +103,8 @@ def test_the_documentation_holds_the_table():
 def test_a_strategy_that_cannot_search_a_space_names_those_that_can():
     space = Space({"x": real(0, 1), "layer": categorical(("conv", "dense"))})
     with pytest.raises(
-        ConfigError, match=r"cma_es: .* got categorical \(layer\)\. Use genetic, linear_gp, nsga2, random_search"
+        ConfigError,
+        match=r"cma_es: .* got categorical \(layer\)\. Use genetic, linear_gp, nsga2, open_ended, poet, random_search",
     ):
         factory("cma_es")(space)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -144,8 +145,13 @@ def outcomes(run):
 
 
 def ours():
-    """Processes below this one, but for those that are waited for elsewhere."""
-    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    """Processes below this one, but for those that are waited for elsewhere, and multiprocessing's own, which stays."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def gone(pids, seconds=20.0):
