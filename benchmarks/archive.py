@@ -64,6 +64,12 @@ def make_block(generation: int, population: int = POPULATION, cells: int = 18, p
         links[..., 0] = generation - 1
         links[..., 1] = draw.integers(0, 32, (*shape, parents))
         links[draw.random(shape) < 0.8, 1:] = -1
+    return as_block(generation, loss, links, draw)
+
+
+def as_block(first: int, loss: np.ndarray, links: np.ndarray, draw: np.random.Generator) -> Block:
+    """Generations of random genomes with these losses `[G, P, C]` and parents `[G, P, K, 2]`."""
+    shape = loss.shape[:2]
     scores = Scores(
         loss=loss,
         evaluated=np.ones(loss.shape, bool),
@@ -72,7 +78,7 @@ def make_block(generation: int, population: int = POPULATION, cells: int = 18, p
         failure=np.zeros(shape, np.int8),
         metrics={"support_loss": loss / 2, "inner_steps": np.full(loss.shape, 100, np.int32)},
     )
-    return Block(generation, draw.standard_normal((*shape, SPACE.dimension)).astype(np.float32), links, scores, {})
+    return Block(first, draw.standard_normal((*shape, SPACE.dimension)).astype(np.float32), links, scores, {})
 
 
 def make_table(generation: int, **options: int) -> Any:

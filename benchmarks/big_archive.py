@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from archive import POPULATION, SPACE, make_cells
+from archive import POPULATION, SPACE, as_block, make_cells
 
 from evometa.archives import compact, schema, write
 from evometa.archives.check import check
 from evometa.archives.read import Archive, list_parts
 from evometa.archives.rows import lineage_table
-from evometa.types import Block, Scores
+from evometa.types import Block
 
 GENERATIONS, CELLS, PARENTS = 4, 6, 32  # of a block; of a candidate; of a generation
 
@@ -51,15 +51,7 @@ def make_block(first: int) -> Block:
     links[:, :PARENTS, 1:] = -1
     if first == 0:
         links[0] = -1
-    scores = Scores(
-        loss=loss,
-        evaluated=np.ones(loss.shape, bool),
-        fitness=loss.mean(-1, keepdims=True),
-        descriptor=np.zeros((*shape, 0), np.float32),
-        failure=np.zeros(shape, np.int8),
-        metrics={"support_loss": loss / 2, "inner_steps": np.full(loss.shape, 100, np.int32)},
-    )
-    return Block(first, draw.standard_normal((*shape, SPACE.dimension)).astype(np.float32), links, scores, {})
+    return as_block(first, loss, links, draw)
 
 
 def grow(run: Path, rows: int) -> None:
@@ -123,6 +115,8 @@ def main() -> None:
     if arguments.ask:
         print(json.dumps(measure(arguments.run, arguments.ask)))
         return
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="evometa-big-", dir=arguments.folder))
     found: list[tuple[str, float, str]] = []
 

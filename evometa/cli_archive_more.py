@@ -39,7 +39,7 @@ def compact(
 
     def text() -> str:
         if data["parts"] == data["files"]:
-            return f"nothing to merge: {data['parts']} parts, {data['rows']} rows"
+            return f"nothing to merge: {data['parts']} part{'s' * (data['parts'] != 1)}, {data['rows']} rows"
         verb = "would become" if dry_run else "became"
         size = "" if dry_run else f", {data['bytes_before'] / 1e6:.1f} MB became {data['bytes_after'] / 1e6:.1f} MB"
         return f"{data['parts']} parts {verb} {data['files']}, {data['rows']} rows{size}"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import crash_workload
 import pytest
+from crash_disk import Disk
 
 HERE = Path(__file__).parent
 # Calls that touch a disk; where this machine has others (open, pwrite ...), they are met by the names it uses.
@@ -101,3 +104,26 @@ def count_calls(victims: Victims, **options) -> dict[str, int]:
     assert code == 0
     counted = Counter(re.findall(r"^\d+ +(\w+)\(", trace, re.MULTILINE))
     return {name: counted[name] for name in CHANGES if counted[name]}
+
+
+# What may have become of bytes and names that were not fsynced.
+FATES = ("nothing", "names only", "names and zeros", "names and halves", "everything", "some", "some more")
+
+
+def cut_power(disk: Disk, folder: Path, survives: Callable[[Path, list[str]], None], first: int = 0) -> int:
+    """Every disk that a loss of power can leave after operation `first` and each later one, built in `folder` and handed
+    to `survives` with the acknowledgements until then; equal disks once. Returns how many there were."""
+    disks: set[int] = set()
+    for moment in range(first, len(disk.operations) + 1):
+        acks = disk.acks(moment)
+        for kind in FATES:
+            disk.materialize(folder, moment, kind, random.Random(f"{moment} {kind}"))
+            if (mark := left_behind(folder, acks)) not in disks:
+                disks.add(mark)
+                try:
+                    survives(folder / "run", acks)
+                except Exception as error:
+                    where = disk.operations[moment - 1] if moment else "start"
+                    raise AssertionError(f"power lost after {moment} operations {where}, {kind}: {error!r}") from error
+            shutil.rmtree(folder, ignore_errors=True)
+    return len(disks)

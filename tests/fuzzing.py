@@ -43,7 +43,7 @@ from evometa.archives.query import content_digest, query
 from evometa.archives.read import Archive
 from evometa.errors import EvometaError
 from evometa.export.rule import export
-from evometa.reports import changes, tables, watch
+from evometa.reports import changes, genealogy, tables, watch
 
 MEMORY = 3 << 30  # bytes of address space, of which a child that has only imported takes about half
 READINGS = 6  # of each case; which ones is chance
@@ -296,7 +296,7 @@ def readings(run: Path) -> dict[str, Callable[[], Any]]:
         "record": lambda: folder.read_record(run),
         "table": lambda: archive().table().nbytes,
         "top": lambda: tables.top_rows(archive().top(5)),
-        "ancestry": lambda: tables.ancestry_text(archive().ancestry(2, 0)),
+        "ancestry": lambda: genealogy.tree_text(archive().ancestry(2, 0)),
         "row": lambda: tables.candidate_text(archive().row(1, 1), None),
         "parts": lambda: tables.parts_rows(run),
         "judgements": lambda: (archive().judgements().nbytes, archive().timings().nbytes, archive().scores().nbytes),

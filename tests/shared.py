@@ -52,6 +52,18 @@ def finished(tmp_path_factory, compile_cache):
     return folder
 
 
+@pytest.fixture(scope="session")
+def opened(tmp_path_factory):
+    """A folder with a run `x` of the task `plain` that was opened, and its ledger: never to be changed."""
+    folder = tmp_path_factory.mktemp("opened")
+    write_tasks(folder)
+    with contextlib.chdir(folder):
+        small = ("--population", 6, "--generations", 3, "--strategy", "genetic")
+        assert cli("run", "plain.py", *small, "--name", "x").code == 0
+        assert cli("unseal", "x").code == 0
+    return folder
+
+
 @pytest.fixture
 def enter_copy(tmp_path, monkeypatch):
     """`enter_copy(folder)` copies a folder, makes the copy the current folder and returns it; it may be changed."""

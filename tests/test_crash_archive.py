@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crash_disk import Disk
-from crash_victims import ERRORS, count_calls, left_behind, serve
+from crash_victims import ERRORS, count_calls, cut_power, left_behind, serve
 from crash_workload import BLOCKS, advance, tree
 
 from evometa import checkpoint
@@ -143,21 +143,8 @@ def test_power_lost_after_every_operation(tmp_path, whole):
     with disk.recording():
         advance(disk.root / "run", disk.acknowledge)
     assert disk.acks(len(disk.operations)) == whole[1]
-    moments, disks = len(disk.operations) + 1, set()
-    for moment in range(moments):
-        acks = disk.acks(moment)
-        for kind in ("nothing", "names only", "names and zeros", "names and halves", "everything", "some", "some more"):
-            folder = tmp_path / "after"
-            disk.materialize(folder, moment, kind, random.Random(f"{moment} {kind}"))
-            if (mark := left_behind(folder, acks)) not in disks:
-                disks.add(mark)
-                try:
-                    assert_survived(folder / "run", acks, whole)
-                except Exception as error:
-                    where = disk.operations[moment - 1] if moment else "start"
-                    raise AssertionError(f"power lost after {moment} operations {where}, {kind}: {error}") from error
-            shutil.rmtree(folder, ignore_errors=True)
-    assert moments >= 80 and len(disks) > 150
+    disks = cut_power(disk, tmp_path / "after", lambda run, acks: assert_survived(run, acks, whole))
+    assert len(disk.operations) + 1 >= 80 and disks > 150
 
 
 def test_the_model_finds_a_missing_fsync(tmp_path, whole, monkeypatch):

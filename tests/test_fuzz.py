@@ -10,29 +10,23 @@ import fuzzing
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import cli, write_tasks
 
 from evometa.archives import shapes
 from evometa.archives.read import Archive
 from evometa.archives.regular import too_large
 from evometa.errors import EvometaError, IntegrityError
 
+pytest_plugins = ["shared"]
 COUNT = 1000
 WAYS = {"flip", "cut", "zero", "swap", "bomb", "deep"} | {
     f"forge_{what}" for what in ("record", "events", "checkpoint", "arrays", "bytes", "footer", "column", "ledger")
 }
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    """A folder with an opened run and its ledger: never to be changed."""
-    folder = tmp_path_factory.mktemp("base")
-    write_tasks(folder)
-    with contextlib.chdir(folder):
-        small = ("--population", 6, "--generations", 3, "--strategy", "genetic")
-        assert cli("run", "plain.py", *small, "--name", "x").code == 0
-        assert cli("unseal", "x").code == 0
-    return folder / "runs"
+@pytest.fixture
+def base(opened):
+    """The runs of a folder, one of them opened: never to be changed."""
+    return opened / "runs"
 
 
 @pytest.mark.timeout(1800)  # on a machine that is busy with other things

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
 import shutil
@@ -23,19 +22,8 @@ from evometa.archives.query import query
 from evometa.errors import EvometaError, IntegrityError, UsageError
 from evometa.printable import docstring, markdown, printable, spreadsheet
 
+pytest_plugins = ["shared"]
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="session")
-def opened(tmp_path_factory):
-    """A folder with a run of the task `plain` that was opened: never to be changed."""
-    folder = tmp_path_factory.mktemp("opened")
-    write_tasks(folder)
-    with contextlib.chdir(folder):
-        small = ("--population", 6, "--generations", 3, "--strategy", "genetic")
-        assert cli("run", "plain.py", *small, "--name", "x").code == 0
-        assert cli("unseal", "x").code == 0
-    return folder
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ _BIN = 3600  # of the grid: 0.0005 times the root of 48
 _SEED = 20260
 
 
-def behaviour(vocabulary: Vocabulary, code: Code) -> Any:
-    """`uint32 [2]`, a hash of what a program puts out on the probe inputs; traceable, and made to be vmapped."""
+def answers(vocabulary: Vocabulary, code: Code) -> tuple[Any, Any]:
+    """What a program puts out on the probe inputs, `[STEPS, outputs, N]`, and whether it is refused; traceable."""
     ready = prepare(vocabulary, code)
     machine = Machine(vocabulary, LAYERS)
     first, steps = probes(vocabulary)
@@ -44,10 +44,15 @@ def behaviour(vocabulary: Vocabulary, code: Code) -> Any:
         outputs, memory = machine.step(ready, memory, inputs)
         return memory, jnp.stack([outputs[register.name] for register in vocabulary.outputs])
 
-    _, values = jax.lax.scan(step, machine.start(ready, first), steps)  # [STEPS, outputs, N]
+    return jax.lax.scan(step, machine.start(ready, first), steps)[1], ready.refused
+
+
+def behaviour(vocabulary: Vocabulary, code: Code) -> Any:
+    """`uint32 [2]`, a hash of what a program puts out on the probe inputs; traceable, and made to be vmapped."""
+    values, is_refused = answers(vocabulary, code)
     words = jnp.concatenate([_words(values[:, i].reshape(-1)) for i in range(len(vocabulary.outputs))])
     refused = jnp.asarray(REFUSED, jnp.uint32)
-    return jnp.where(ready.refused, refused, _mix(words))
+    return jnp.where(is_refused, refused, _mix(words))
 
 
 def fingerprints(vocabulary: Vocabulary, numbers: Any) -> Any:

@@ -318,24 +318,6 @@ def candidate_text(row: Mapping[str, Any], replay: Mapping[str, Any] | None) -> 
     return "\n".join(lines)
 
 
-def ancestry_text(data: Mapping[str, Any], most: int = 40) -> str:
-    """Ancestors by generation, newest first."""
-    parents: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for edge in data["edges"]:
-        parents[tuple(edge["child"])].append("{}:{}".format(*edge["parent"]))
-    rows = [
-        {
-            "candidate": f"{node['generation']}:{node['index']}",
-            "fitness": node["fitness"],
-            "operator": node["operator"],
-            "parents": ", ".join(parents[node["generation"], node["index"]]) or "-",
-        }
-        for node in sorted(data["nodes"], key=lambda n: (-n["generation"], n["index"]))
-    ]
-    more = f"\n... and {len(rows) - most} more (all of them with --json)" if len(rows) > most else ""
-    return table(rows[:most]) + more
-
-
 def scores_rows(path: Path, candidate: tuple[int, int] | None) -> Rows:
     """Of one candidate: its cells. Of a run: per domain and query the median loss of its first and last generation."""
     if candidate is not None:

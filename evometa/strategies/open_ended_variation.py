@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evometa.programs.behaviour import REFUSED, probes
+from evometa.programs.behaviour import REFUSED, answers
 from evometa.programs.code import split
 from evometa.programs.interpret import Machine, prepare
 from evometa.programs.vary import crossover, mutate
@@ -41,7 +41,6 @@ MOST_CHANGES = 6  # to one program, in one child
 _SPEED = (0.0, 0.3, 0.3, 0.3, 0.3)  # how far a gene moves per child; of `step`: Schwefel's rate
 _FARTHEST = 6.0  # a probability of 0.0025 or 0.9975
 _NUMBERS = 16  # more numbers than this are projected for a behaviour
-_LAYERS = (4, 4, 4)
 _WORDS = 4  # projections of each output of a program
 
 
@@ -284,22 +283,14 @@ OPERATORS: dict[str, Operator] = {"numbers": _numbers, "crossover": _crossover, 
 def _answers(vocabulary: Vocabulary, numbers: Array) -> Array:
     """`[outputs * (_WORDS + 1)]`: per output projections of what it says on the probes, in units of its scale, and the
     logarithm of that scale; what is not finite counts as 0. Refused programs: 0."""
-    ready = prepare(vocabulary, split(vocabulary, numbers))
-    machine = Machine(vocabulary, _LAYERS)
-    first, steps = probes(vocabulary)
-
-    def step(memory: Any, inputs: Any) -> tuple[Any, Any]:
-        outputs, memory = machine.step(ready, memory, inputs)
-        return memory, jnp.stack([outputs[register.name] for register in vocabulary.outputs])
-
-    _, values = jax.lax.scan(step, machine.start(ready, first), steps)  # [steps, outputs, N]
+    values, refused = answers(vocabulary, split(vocabulary, numbers))
     rows = jnp.swapaxes(values, 0, 1).reshape(len(vocabulary.outputs), -1)
     rows = jnp.where(jnp.isfinite(rows), jnp.clip(rows, -1e18, 1e18), 0.0)
     scale = jnp.mean(jnp.abs(rows), axis=1)
     pressed = jnp.arcsinh(rows / jnp.maximum(scale, 1e-12)[:, None])
     words = pressed @ jnp.asarray(_signs(rows.shape[1], _WORDS)) / np.sqrt(rows.shape[1])
     size = jnp.log10(jnp.maximum(scale, 1e-12))
-    return jnp.where(ready.refused, 0.0, jnp.concatenate([words, size[:, None]], axis=1).reshape(-1))
+    return jnp.where(refused, 0.0, jnp.concatenate([words, size[:, None]], axis=1).reshape(-1))
 
 
 def _signs(rows: int, columns: int) -> np.ndarray:
