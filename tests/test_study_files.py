@@ -38,6 +38,19 @@ def test_every_study_can_be_planned(file, profile, monkeypatch):
         assert len({words.FAMILIES[language] for language in languages}) == 8
 
 
+@pytest.mark.parametrize("profile", ["smoke", "standard", "full"])
+@pytest.mark.parametrize("file", ["dsl_godel.toml", "open_ended_losses.toml", "open_ended_ladder.toml"])
+def test_stepping_stones_are_compared_at_equal_evaluations(file, profile, monkeypatch):
+    """Open-ended search against both ablations of the Darwin Goedel Machine (F-OES), and against other searches."""
+    monkeypatch.setattr(words, "_read", None)
+    study = plan(STUDIES / file, profile)
+    own = {v.arm: v for v in study.variants if v.searches}
+    assert len({v.evaluations for v in own.values()}) == 1
+    if profile != "smoke":
+        assert {"open-ended", "best-only", "no-self-modification", "random-search"} < set(own)
+        assert {claim["name"] for claim in study.spec.claims} >= {"the repertoire pays", "self-modification pays"}
+
+
 def test_the_vault_is_of_languages_that_nothing_else_reads():
     assert not set(words.VAULT) & set(words.SCRIPTS)
     assert len(words.VAULT) == 16
