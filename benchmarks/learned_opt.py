@@ -4,13 +4,15 @@
     python benchmarks/learned_opt.py --quick                              # a test of the script itself
 
 Every row is judged on the sealed domains, which the study has opened before: each of these runs is a further look,
-entered in the ledger, and none of them chooses anything.
+entered in the ledger, and none of them chooses anything on them.
 
 * swept_*: SGD, momentum, Adam and AdamW with their usual numbers and, for every domain and seed, the best of seven
   rates, chosen by the very loss that is reported. An oracle.
+* nadamw: NAdamW with 1,536 random configurations (`--configurations`) for each of three seeds, as many as each arm of
+  the study tried: drawn by random search on the domains that drive the search, the champion chosen on validation.
 * mup: champions of the study's arms, unchanged, with the steps and initial weights of maximal update parametrization.
 
-Writes benchmarks/results/learned_opt-<what>.csv: oracles, mup, speed.
+Writes benchmarks/results/learned_opt-<what>.csv: oracles, nadamw, mup, speed.
 """
 
 from __future__ import annotations
@@ -43,6 +45,25 @@ def judged(name: str, out: Path, options: dict[str, Any], start: Any = "baseline
         name=name, out=out, champion={"observed": 0, "replicates": 1},
     )  # fmt: skip
     return {row["domain"]: row["champion"] for row in run.unseal()["domains"]}
+
+
+def nadamw(out: Path, options: dict[str, Any], configurations: int, seeds: int = 3) -> list[dict[str, Any]]:
+    """Random configurations of NAdamW: sealed losses of every seed's champion, which is chosen as the study's are."""
+    import evometa
+
+    rows = []
+    for seed in range(seeds):
+        population = min(32, configurations)
+        run = evometa.run(
+            "learned_opt", strategy="random_search", population=population, generations=configurations // population,
+            seed=seed, task_options={**options, "genome": "nadamw"}, name=f"nadamw-s{seed}", out=out,
+        )  # fmt: skip
+        numbers = {name: float(value) for name, value in run.params.items()}
+        rows += [
+            {"arm": "nadamw", "seed": seed, "domain": row["domain"], "loss": row["champion"], **numbers}
+            for row in run.unseal()["domains"]
+        ]
+    return rows
 
 
 def champions(study: Path, arms: Sequence[str]) -> dict[str, list[tuple[dict[str, Any], list[float]]]]:
@@ -110,7 +131,8 @@ def main() -> None:
     parser.add_argument("--study", type=Path, help="The study whose champions are judged with muP.")
     parser.add_argument("--runs", type=Path, help="Keep the runs here.")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", choices=("oracles", "mup", "speed"))
+    parser.add_argument("--only", choices=("oracles", "nadamw", "mup", "speed"))
+    parser.add_argument("--configurations", type=int, default=1536, help="Of NAdamW, for each of three seeds.")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     use_host_devices()
@@ -126,6 +148,8 @@ def main() -> None:
                 for name in (SWEPT[:1] if arguments.quick else SWEPT)
                 for domain, loss in judged(name, out, {**options, "genome": name}).items()
             ]
+        if arguments.only in (None, "nadamw"):
+            tables["nadamw"] = nadamw(out, options, 16 if arguments.quick else arguments.configurations)
         if arguments.only in (None, "mup") and arguments.study:
             tables["mup"] = mup(arguments.study, out)
     for name, rows in tables.items():

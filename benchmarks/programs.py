@@ -12,6 +12,7 @@ point and stays in. `update` lines time the update alone, without the network's 
 
     python benchmarks/programs.py                # about 15 minutes, nearly all of it `jit`; writes results/programs.csv
     python benchmarks/programs.py --jit 50       # fewer programs one by one; their rate is the same
+    python benchmarks/programs.py --apart --jit 200    # no times: how far both forms of a program differ, step by step
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ import numpy as np  # noqa: E402
 
 from evometa.programs.code import (  # noqa: E402
     Code,
+    Program,
     assemble,
     disassemble,
     split,
 )
+from evometa.programs.formula import text_of  # noqa: E402
 from evometa.programs.interpret import Machine, prepare  # noqa: E402
 from evometa.programs.known import known  # noqa: E402
 from evometa.programs.operations import arithmetic  # noqa: E402
@@ -66,7 +69,7 @@ def loss(w: Any, x: Any, y: Any) -> Any:
     for shape, size in zip(SIZES, LAYERS, strict=True):
         parts.append(w[start : start + size].reshape(shape))
         start += size
-    logits = jnp.tanh(x @ parts[0] + parts[1]) @ parts[2] + parts[3]
+    logits = jnp.tanh(x @ parts[0] + parts[1][None]) @ parts[2] + parts[3][None]
     return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(y)), y])
 
 
@@ -83,14 +86,19 @@ def train(update: Any, memory: Any) -> Any:
     return loss(w, X[0], Y[0])
 
 
-def interpreted(code: Code) -> Any:
+def by_machine(code: Code) -> tuple[Any, Any]:
+    """`update` as `train` takes it and the first memory, of a program that the machine runs."""
     ready = prepare(OPTIMIZER, code)
 
     def update(memory: Any, w: Any, g: Any, t: Any) -> tuple[Any, Any]:
         out, memory = MACHINE.step(ready, memory, {"w": w, "g": g, "t": t, "progress": t / STEPS, "fan_in": FAN_IN})
         return out["step"], memory
 
-    return train(update, MACHINE.start(ready, {"fan_in": FAN_IN}))
+    return update, MACHINE.start(ready, {"fan_in": FAN_IN})
+
+
+def interpreted(code: Code) -> Any:
+    return train(*by_machine(code))
 
 
 def hand(rate: Any) -> Any:
@@ -103,9 +111,10 @@ def hand(rate: Any) -> Any:
     return train(update, (jnp.zeros_like(W), jnp.zeros_like(W)))
 
 
-def unrolled(code: Code) -> Any:
-    """The training function of one program, written out instruction by instruction while JAX traces."""
+def written_out(code: Code) -> tuple[Any, Any]:
+    """The same, written out instruction by instruction while JAX traces."""
     program = disassemble(OPTIMIZER, code)
+    assert isinstance(program, Program)
     names = [register.name for register in OPTIMIZER.registers]
 
     def run(section: Any, held: dict[int, Any]) -> None:
@@ -132,7 +141,53 @@ def unrolled(code: Code) -> Any:
 
     start = registers({"fan_in": wide}, tuple(jnp.zeros_like(W) for _ in range(first, last)))
     run(program.setup, start)
-    return lambda: train(update, tuple(start[i] for i in range(first, last)))
+    return update, tuple(start[i] for i in range(first, last))
+
+
+def unrolled(code: Code) -> Any:
+    """The training function of one program, written out."""
+    return lambda: train(*written_out(code))
+
+
+def apart(code: Code) -> tuple[float, float]:
+    """How far the two forms of a program come apart: in the worst of its steps, and in the loss after all of them.
+
+    Step by step both see the weights and gradients that the machine came to, each with its own memory, and a step is
+    measured against its largest number: what one step adds to the difference. The loss, relative, is that of two
+    trainings by themselves.
+    """
+    update, memory = by_machine(code)
+    other, other_memory = written_out(code)
+
+    def step(carry: Any, row: Any) -> tuple[Any, Any]:
+        w, memory, other_memory = carry
+        t, x, y = row
+        g = jax.grad(loss)(w, x, y)
+        one, memory = update(memory, w, g, t)
+        two, other_memory = other(other_memory, w, g, t)
+        finite = jnp.isfinite(one) & jnp.isfinite(two)
+        size = jnp.max(jnp.where(finite, jnp.abs(one), 0.0))
+        far = jnp.where(finite, jnp.abs(one - two) / jnp.where(size == 0, 1.0, size), jnp.inf)
+        same = (one == two) | (jnp.isnan(one) & jnp.isnan(two))
+        return (w + one, memory, other_memory), jnp.max(jnp.where(same, 0.0, far))
+
+    rows = (1.0 + jnp.arange(STEPS), X, Y)
+    worst = jax.jit(lambda: jnp.max(jax.lax.scan(step, (W, memory, other_memory), rows)[1]))()
+    one, two = float(jax.jit(interpreted)(code)), float(jax.jit(unrolled(code))())
+    return float(worst), 0.0 if one == two or (one != one and two != two) else abs(one - two) / abs(one)
+
+
+def distinct_programs(count: int) -> Code:
+    """The first `count` random programs that do not have the same effective instructions."""
+    numbers = random_programs(OPTIMIZER, jax.random.key(1), 2 * count)
+    codes = jax.vmap(lambda row: split(OPTIMIZER, row))(numbers)
+    ready = jax.vmap(lambda code: prepare(OPTIMIZER, code))(codes)
+    seen: dict[bytes, int] = {}
+    for i, (setup, update, counts) in enumerate(zip(*map(np.asarray, ready[:3]), strict=True)):
+        seen.setdefault(setup[: counts[0]].tobytes() + b"|" + update[: counts[1]].tobytes(), i)
+    if len(seen) < count:
+        raise SystemExit(f"{len(seen)} of {2 * count} random programs are distinct, expected {count}")
+    return jax.tree.map(lambda leaf: leaf[np.array(list(seen.values())[:count])], codes)
 
 
 def rate_of(function: Any, rows: Any, count: int, rounds: int = 3) -> tuple[float, float]:
@@ -177,21 +232,37 @@ def update_alone(size: int, rows: int = 8, steps: int = 200) -> tuple[float, flo
     return 1e6 / rates[0], 1e6 / rates[1]
 
 
+def compare(codes: Code, count: int) -> None:
+    """Say which programs end at another loss when they are compiled by themselves, and how far each step is off."""
+    steps, finals = [], []
+    for i in range(count):
+        one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), codes)
+        worst, final = apart(one)
+        steps.append(worst)
+        finals.append(final)
+        if not final <= 1e-3 or not worst <= 1e-4:
+            print(f"{i:4}: a step differs by at most {worst:.1e}, the loss by {final:.1e}: {text_of(OPTIMIZER, one)}")
+    differ = int(np.sum(~(np.array(finals) <= 1e-3)))
+    print(f"{count} programs: {differ} losses differ by more than 0.1 %; no step by more than {max(steps):.1e}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=1000)
     parser.add_argument("--jit", type=int, default=1000, help="how many of them one by one")
+    parser.add_argument("--apart", action="store_true", help="compare the two forms of each, and time nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
-    numbers = random_programs(OPTIMIZER, jax.random.key(1), given.programs)
-    codes = jax.vmap(lambda row: split(OPTIMIZER, row))(numbers)
+    codes = distinct_programs(given.programs)
     lengths = np.asarray(jax.vmap(lambda code: prepare(OPTIMIZER, code).counts.sum())(codes))
-    distinct = len({np.asarray(row).tobytes() for row in codes.tokens})
-    print(f"{given.programs} programs, {distinct} distinct, {lengths.mean():.1f} effective instructions on average")
+    print(f"{given.programs} distinct programs, {lengths.mean():.1f} effective instructions on average")
+    if given.apart:
+        compare(codes, given.jit)
+        return
     rows: list[tuple[str, float, float, str]] = []
 
     fast, compile_seconds = rate_of(interpreted, codes, given.programs)
-    rows.append(("interpreted", fast, compile_seconds, f"{distinct} distinct random programs"))
+    rows.append(("interpreted", fast, compile_seconds, f"{given.programs} distinct random programs"))
     adam = assemble(known(OPTIMIZER, "adam"))
     rates = jnp.asarray(10 ** np.linspace(-4, -1, 200), jnp.float32)
     scaled = Code(
@@ -202,7 +273,7 @@ def main() -> None:
     peer, seconds = rate_of(hand, rates, 200)
     rows.append(("hand", peer, seconds, "Adam written by hand, compiled once"))
 
-    began, agree = time.perf_counter(), 0
+    agree = 0
     expected = np.asarray(jax.jit(lambda: jax.lax.map(interpreted, codes, batch_size=CHUNK))())
     began = time.perf_counter()
     for i in range(given.jit):

@@ -13,6 +13,8 @@ import numpy as np
 
 from evometa import champion, driver, folder, trust
 from evometa import unseal as unsealing
+from evometa.archives import mirror
+from evometa.archives.place import called, local
 from evometa.archives.read import Archive
 from evometa.contract import Task, TaskBuilder
 from evometa.deployment import deployed_spec
@@ -88,7 +90,7 @@ class Run:
             return unsealing.unseal(self.path, reopen(self.path), seeds)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r}, {self.generations} generations)"
+        return f"Run({called(self.path)!r}, {self.generations} generations)"
 
     def _repr_html_(self) -> str:
         import html
@@ -150,7 +152,7 @@ def run(
             **spec,
         }
     )
-    return begin(made, Path(out), watch=watch)
+    return begin(made, local(out), watch=watch)
 
 
 def begin(
@@ -166,6 +168,7 @@ def begin(
 
     `session`: that spec's own, where it is made already (see `session.reseeded`).
     """
+    mirror.reach(out)
     watch = watch or Unwatched()
     session = session or prepare(spec, plan=plan)
     forked, state = (None, None) if fork is None else _fork(fork, out, session)
@@ -214,7 +217,7 @@ def deploy(
     """Run the level below a nested run with its champion's settings (see `deployment.deployed_spec`), beside it."""
     path = folder.find(path)
     spec = deployed_spec(path, generations=generations, population=population)
-    return begin(spec.model_copy(update={"name": name or spec.name}), Path(out or path.parent), watch=watch)
+    return begin(spec.model_copy(update={"name": name or spec.name}), local(out or path.parent), watch=watch)
 
 
 def open(path: str | Path) -> Run:
@@ -238,6 +241,7 @@ def _finish(path: Path, session: Session, until: int, watch: Watch, start: Calla
     try:
         unsealing.enter_search(path, session)
         state = driver.advance(path, session, until, watch, start)
+        mirror.complete(path)
         best = champion.last(path)
         if best is None or best.generations != until:
             watch.note("choosing the champion on the validation domains")
@@ -279,7 +283,7 @@ def _fork(reference: str, out: Path, session: Session) -> tuple[dict[str, Any], 
             f"--from: a fork at generation {generation} counts on from there;"
             f" expected --generations above {generation}, got {session.spec.generations}"
         )
-    forked = {"run": path.name, "path": str(path), "generation": generation, "first": first}
+    forked = {"run": path.name, "path": called(path), "generation": generation, "first": first}
     return forked, _forked_state(path, generation, session)
 
 
@@ -304,7 +308,7 @@ def _forked_state(path: Path, generation: int, session: Session) -> Any:
 def _parent_session(path: Path, record: Mapping[str, Any], where: Mapping[str, Any] | None = None) -> Session:
     trust.require(path, record, same=False)
     spec = build({**record["spec"], "generations": record["generations"], "name": path.name, **(where or {})})
-    return prepare(spec, plan=Plan(**record["plan"]), base=Path(record["folder"]))
+    return prepare(spec, plan=Plan.of_record(record["plan"], path), base=Path(record["folder"]))
 
 
 def start_state(path: Path, session: Session) -> Any:
@@ -312,10 +316,7 @@ def start_state(path: Path, session: Session) -> Any:
     origin = folder.read_record(path).get("from")
     if not origin:
         return None
-    # Beside the fork first: a folder of runs may have been moved as a whole.
-    beside = path.parent / origin["run"]
-    parent = beside if (beside / folder.RECORD).is_file() else folder.find(origin["path"])
-    return _forked_state(parent, origin["generation"], session)
+    return _forked_state(folder.parent(path, origin), origin["generation"], session)
 
 
 # --- an ask / tell loop of one's own -----------------------------------------------------------------

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from safetensors.numpy import save as save_tensors
 
 from evometa.archives.regular import read_file
 from evometa.archives.sealed import FOLDER, FORMAT, NAME, scan, seal
-from evometa.archives.write import replace, storage
+from evometa.archives.write import remove, replace, storage
 from evometa.errors import ConfigError, IntegrityError, ResumeMismatch
 from evometa.types import State
 
@@ -103,8 +102,7 @@ def _prune(folder: Path, newest: str) -> None:
         # The JSON goes first: without it, arrays are nobody's checkpoint.
         for name in sorted(names, key=lambda name: name.endswith(".safetensors")):
             if name.rsplit(".", 1)[0] not in keep:
-                with suppress(FileNotFoundError):
-                    os.unlink(folder / name)
+                remove(folder / name)
 
 
 # --- trees ----------------------------------------------------------------------------------------

@@ -270,7 +270,8 @@ def _plan_of(run: str | None, out: Path) -> Any:
     from evometa.evaluate.plan import Plan
     from evometa.folder import find, read_record
 
-    return Plan(**read_record(find(run, out))["plan"])
+    path = find(run, out)
+    return Plan.of_record(read_record(path)["plan"], path)
 
 
 def _dry_run(spec: Spec, plan: Any, as_json: bool) -> None:

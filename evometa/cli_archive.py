@@ -12,8 +12,24 @@ import typer
 archive = typer.Typer(help="Look at a run's lineage: every candidate ever scored.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its folder, or its name in runs/.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder that holds the runs.")]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run: its folder, its name in runs/, or s3://BUCKET/PREFIX/RUN.")
+]
+
+
+def folder_of(text: str | Path) -> Path:
+    """`--out` as a folder; of an object store, where its runs are copied to on this machine."""
+    if ":/" not in str(text):
+        return Path(text)
+    from evometa.archives.place import local
+
+    return local(text)
+
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", metavar="DIR", parser=folder_of, help="Folder that holds the runs, or s3://BUCKET/PREFIX."),
+]
 Candidate = Annotated[str, typer.Argument(metavar="GEN:INDEX", help="A candidate: generation and index, as 12:3.")]
 
 
@@ -240,10 +256,10 @@ def emit(data: Any, as_json: bool, text: Any) -> None:
     """Print JSON, or what `text()` says."""
     import json
 
-    from evometa.printable import printable
+    from evometa.printable import as_typed, printable
 
     try:
-        print(json.dumps(data, allow_nan=False) if as_json else printable(text()), flush=True)
+        print(as_typed(json.dumps(data, allow_nan=False)) if as_json else printable(text()), flush=True)
     except BrokenPipeError:
         # The reader left (`| head`): nothing to say, and nowhere to say it, at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`evometa archive compact|repair|export`: care of a run's files, and their way into other programs."""
+"""`evometa archive compact|repair|export|pull`: care of a run's files, and their way into other programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `evometa archive`."""
-    for command in (compact, repair, export):
+    for command in (compact, repair, export, pull):
         app.command()(command)
 
 
@@ -109,6 +109,22 @@ def export(
     rows = _to_file(path, form, to, write)
     data = {"form": form, "to": str(to), "rows": rows}
     emit(data, as_json and form != "json", lambda: f"wrote {rows} candidates to {to}")
+
+
+def pull(
+    run: RunName,
+    to: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, to become the run.")],
+    as_json: Json = False,
+) -> None:
+    """Copy a run from an object store to a folder: an ordinary run, with nothing left of where it came from.
+
+    Example: evometa archive pull s3://bucket/runs/ladder-cma_es-s0 runs/ladder-cma_es-s0
+    """
+    from evometa.upkeep import pull as fetch
+
+    data = fetch(run, to)
+    note = "" if data["ledger"] else f"; the ledger beside {to} is not the store's: looks in the store are not counted"
+    emit(data, as_json, lambda: f"wrote {to}: {data['files']} files, {data['bytes'] / 1e6:.1f} MB{note}")
 
 
 def _to_file(path: Path, form: str, to: Path, write: Any) -> int:

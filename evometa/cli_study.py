@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from evometa.cli_archive import Json, emit
+from evometa.cli_archive import Json, Out, emit
 from evometa.errors import UsageError
 
 
@@ -61,9 +61,7 @@ def compare(
 def study(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The study: arms, seeds, sweep, claims.")],
     profile: Annotated[str | None, typer.Option(help="One of the file's profiles, such as smoke.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder that holds the runs; the study gets one in it.")] = Path(
-        "runs"
-    ),
+    out: Out = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what it will cost; run nothing.")
     ] = False,
@@ -122,17 +120,21 @@ def write_page(path: Path, text: str) -> None:
 def _named(runs: list[str]) -> tuple[list[str | None], list[Any]]:
     """`NAME=RUN` as names and folders, a study's folder as its runs; an equals sign in a folder's name does no harm."""
     from evometa import folder, study_record
+    from evometa.archives.place import is_url, local
+    from evometa.archives.pull import refresh
 
     names: list[str | None] = []
     paths = []
     for text in runs:
         name, equals, reference = text.partition("=")
-        if study_record.is_study(Path(text)):
-            judged, arms = study_record.arms_of(Path(text))
+        place = local(text)
+        refresh(place)
+        if study_record.is_study(place):
+            judged, arms = study_record.arms_of(place)
             paths += judged
             names += arms
             continue
-        if not equals or (Path(text) / folder.RECORD).is_file():
+        if not equals or is_url(text) or (place / folder.RECORD).is_file():
             name, reference = "", text
         elif not name.strip() or not reference:
             raise UsageError(f"expected NAME=RUN or RUN, got {text!r}")

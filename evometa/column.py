@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from evometa.errors import ConfigError, did_you_mean
-from evometa.programs.code import Code, Program, assemble, join
-from evometa.programs.vocabulary import Vocabulary
+from evometa.errors import ConfigError, NotFound, did_you_mean
+from evometa.programs.code import Code, Program, Refusal, assemble, disassemble, join, normalize
+from evometa.programs.vocabulary import FIELDS, Vocabulary
 
 PLAIN = ("real", "log", "integer", "categorical", "weights")
 KINDS = (*PLAIN, "program")
@@ -125,16 +125,19 @@ def validate(column: Column) -> None:
         raise ConfigError(f"{where} expected a non-empty shape and scale > 0, got {column.shape}, {column.scale}")
 
 
-def encode_value(column: Column, value: Any) -> Any:
-    """The genome numbers of one column's value. Raises `ConfigError` for a value outside its range."""
-    where = f"candidate: {column.name!r}"
+def encode_value(column: Column, value: Any, at: str = "") -> Any:
+    """The genome numbers of one column's value. Raises `ConfigError` for a value outside its range.
+
+    `at`: what messages call the place, by default the candidate's column.
+    """
+    where = at or f"candidate: {column.name!r}"
     if column.kind == "weights":
         array = np.asarray(value, np.float64)
         if array.shape != column.shape:
             raise ConfigError(f"{where} expected shape {column.shape}, got {array.shape}")
         return array.ravel() / column.scale
     if column.vocabulary is not None:
-        return join(column.vocabulary, coded(column, value))
+        return join(column.vocabulary, coded(column, value, at))
     if column.kind == "categorical":
         if value not in column.choices:
             raise ConfigError(f"{where} expected one of {list(column.choices)}, got {value!r}")
@@ -149,35 +152,50 @@ def encode_value(column: Column, value: Any) -> Any:
     return (number - column.low) / (column.high - column.low)
 
 
-def coded(column: Column, value: Any) -> Code:
+def coded(column: Column, value: Any, at: str = "") -> Code:
     """The `Code` that a program column is given as: a `Code`, a `Program`, `{"tokens", "constants"}`, or text.
 
     Text is the name of a known rule (`"adam"`) or a listing (programs/listing.py). Raises `ConfigError` for
-    anything else.
+    anything else and for arrays that are no program, `NotFound` for a name that no rule has; `at` as in `encode_value`.
     """
-    vocabulary = column.vocabulary
+    where, vocabulary = at or f"candidate: {column.name!r}", column.vocabulary
     assert vocabulary is not None
     if isinstance(value, str):
         from evometa.programs.known import known
         from evometa.programs.listing import parse
 
-        value = parse(vocabulary, value) if "=" in value else known(vocabulary, value)
+        try:
+            value = parse(vocabulary, value) if "=" in value else known(vocabulary, value)
+        except (ConfigError, NotFound) as error:
+            raise type(error)(f"{where.removesuffix(':')}: {error}") from None
     if isinstance(value, Program):
         if value.vocabulary != vocabulary:
             raise ConfigError(
-                f"candidate: {column.name!r} expected a program of vocabulary {vocabulary.name!r},"
-                f" got one of {value.vocabulary.name!r}"
+                f"{where} expected a program of vocabulary {vocabulary.name!r}, got one of {value.vocabulary.name!r}"
             )
         value = assemble(value)
     if isinstance(value, Mapping) and set(value) == {"tokens", "constants"}:
-        value = Code(np.asarray(value["tokens"], np.int32), np.asarray(value["constants"], np.float32))
+        value = Code(value["tokens"], value["constants"])
     if not isinstance(value, Code):
         raise ConfigError(
-            f"candidate: {column.name!r} expected a program: the name of a known rule, a listing, a Program or a Code,"
+            f"{where} expected a program: the name of a known rule, a listing, a Program or a Code,"
             f" got {type(value).__name__}"
         )
-    join(vocabulary, value)  # says so where the shapes are wrong
-    return value
+    made, found = normalize(vocabulary, value), disassemble(vocabulary, value)
+    if isinstance(made, Refusal) or isinstance(found, Refusal):
+        what = f"a program of vocabulary {vocabulary.name!r}"
+        if found == Refusal("wrong shape", -1):
+            what += f": tokens [{vocabulary.length}, {FIELDS}] and [{vocabulary.constants}] constants"
+            raise ConfigError(f"{where} expected {what}, got {_shape(value.tokens)} and {_shape(value.constants)}")
+        raise ConfigError(f"{where} expected {what}, got arrays that are {found}")
+    return made
+
+
+def _shape(array: Any) -> str:
+    try:
+        return str(list(np.shape(array)))
+    except ValueError:
+        return "rows of unequal lengths"
 
 
 def is_array(value: Any) -> bool:

@@ -27,6 +27,7 @@ BASELINE_OF = "baseline of "  # what the baselines of other arms are called wher
 ORACLE = "oracle"  # the arm of this name is the end of the gap that others close
 AWAY, HOME = "away", "home"
 GAP = "away-home"  # a query that nobody is asked: how much worse an arm does away than at home, cell by cell
+LABELS = {"champion": 0, "baseline": 1}
 WORDS = {
     "evaluations": "candidates scored",
     "trainings": "inner trainings",
@@ -112,9 +113,8 @@ def _read(path: Path, order: int) -> _Run:
     finished = {event["opening"] for event in diary if event["kind"] == "opened"}
     openings = {e["opening"]: e for e in diary if e["kind"] == "opening" and e["opening"] in finished}
     if not openings:
-        raise EvometaError(
-            f"{path.name} has not been opened, so there is nothing held out to compare. Type: evometa unseal {path}"
-        )
+        why = f"{path.name} has not been opened, so there is nothing held out to compare"
+        raise EvometaError(f"{why}. Type: evometa unseal {path}")
     return _Run(path, record, openings, order)
 
 
@@ -150,15 +150,16 @@ def _losses(run: _Run, number: int, domains: Sequence[str], seeds: int) -> dict[
     """query -> `[2 (champion, baseline), N, S]`; as `Judged.losses`, a failure that no cell shows spoils all."""
     table = Archive(run.path).judgements()
     table = table.filter((pc.field("phase") == "test") & (pc.field("opening") == number))
-    rows = table.select(["label", "query", "domain", "replicate", "loss", "failure"]).to_pylist()
     out: dict[str, Floats] = {}
     failed: dict[int, bool] = {}
-    for row in rows:
+    for row in table.select(["label", "query", "domain", "replicate", "loss", "failure"]).to_pylist():
+        who, where, seed = LABELS.get(row["label"]), row["domain"], row["replicate"]
+        if who is None or where not in domains or row["query"] is None or seed is None or seed < 0:
+            raise IntegrityError(f"{run.path}: opening {number} has judgements of {row['label']!r} on {where!r}")
         grid = out.setdefault(row["query"], np.full((2, len(domains), seeds), np.nan))
-        who = ("champion", "baseline").index(row["label"])
         failed[who] = row["failure"] != "ok"
-        if row["replicate"] < seeds and row["loss"] is not None:
-            grid[who, domains.index(row["domain"]), row["replicate"]] = row["loss"]
+        if seed < seeds and row["loss"] is not None:
+            grid[who, domains.index(where), seed] = row["loss"]
     if not out:
         raise IntegrityError(f"{run.path}: opening {number} has no judgements. Run: evometa archive check {run.path}")
     for grid in out.values():

@@ -52,7 +52,7 @@ def demonstrate(out: Path, profile: str, seed: int, watch: Callable[[str], Watch
 def _search(out: Path, arm: str, profile: str, seed: int, watch: Watch) -> Path:
     name = f"demo-{profile}-s{seed}-{arm}"
     path = out / name
-    if (path / folder.RECORD).is_file():
+    if folder.exists(path):
         done = Archive(path).generations() >= folder.target(path) and api.open(path).champion is not None
         return path if done else api.resume(path, watch=watch).path
     options = find_profile("ladder", profile)

@@ -52,6 +52,7 @@ def deployed_spec(
         "generations": generations or below.generations,
         "fixed": {**spec.fixed, **settings[SLOTS]},
         "start": "baseline",
+        "hurdle": None,  # of the level above: its domains are searches
         "champion": champion_spec.model_dump(),
         "plan": {},
         "name": f"{path.name}-deployed",

@@ -19,7 +19,9 @@ from pathlib import Path
 from evometa import folder, machine
 from evometa.archives import events
 from evometa.archives.check import check
+from evometa.archives.place import of
 from evometa.archives.read import Archive
+from evometa.archives.store import ENDPOINTS, Store, conditions, endpoint
 from evometa.doctor_machine import Finding, clock, cores, disk, network
 from evometa.errors import EvometaError
 from evometa.trust import state_file
@@ -45,10 +47,7 @@ Answer = tuple[bool, str]  # whether it ended well, and its last line
 def examine(out: Path, run: Path | None = None) -> list[Finding]:
     """All findings about this machine, the runs in `out`, and the bytes of `run` where one is given."""
     checks: list[Callable[[], Iterable[Finding]]] = [
-        lambda: disk(out),
-        lambda: network(out),
-        lambda: locks(out),
-        lambda: archives(out, run),
+        *_places(out, run),
         cores,
         lambda: writable("compilation cache", _cache_folder(), "Set JAX_COMPILATION_CACHE_DIR to a folder that can be"),
         lambda: writable("own runs", state_file().parent, "Set XDG_STATE_HOME to a folder that can be"),
@@ -58,6 +57,32 @@ def examine(out: Path, run: Path | None = None) -> list[Finding]:
         lambda: clock(Path(__file__)),
     ]
     return [finding for look in checks for finding in look()]
+
+
+def _places(out: Path, run: Path | None) -> list[Callable[[], Iterable[Finding]]]:
+    if (place := of(out)) is None:
+        return [lambda: disk(out), lambda: network(out), lambda: locks(out), lambda: archives(out, run)]
+    looks: list[Callable[[], Iterable[Finding]]] = [lambda: store(out), lambda: disk(place.root.parent)]
+    return [*looks, *([lambda: archives(out, run)] if run else [])]
+
+
+def store(out: Path) -> Iterable[Finding]:
+    """Whether the object store of `out` answers, takes these credentials, and heeds conditions of a put."""
+    place = of(out)
+    assert place is not None
+    key = f"{place.key}/evometa-doctor".lstrip("/")
+    name = f"s3://{place.store.bucket}/{place.key}".rstrip("/")
+    hasty = Store(place.store.bucket, patience=5.0, timeout=10.0)
+    try:
+        hasty.list(place.key, most=1)
+        hasty.put(key, b"")
+        conditions(hasty, key)
+        hasty.delete(key)
+    except EvometaError as error:
+        found, _, fix = str(error).partition(". ")
+        yield Finding("store", "problem", found, fix or f"Start the store, or correct {' or '.join(ENDPOINTS)}")
+        return
+    yield Finding("store", "ok", f"{name} at {endpoint() or 'AWS'} takes conditional puts", "")
 
 
 def locks(out: Path, table: Path = Path("/proc/locks")) -> Iterable[Finding]:

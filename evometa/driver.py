@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -164,6 +165,9 @@ class _Advance:
         self.idle = False  # has there been a generation of which nobody passed the hurdle?
         self.journal = CellJournal(path / "cells")
         session.keep_in(self.journal)
+        self.pool = session.pool()
+        if self.pool is not None:
+            self.pool.note = self._said
 
     def run(self, until: int, start_state: Callable[[], State] | None) -> State:
         sweep(self.path)
@@ -231,7 +235,10 @@ class _Advance:
         self.last_part = part.name
         self.journal.clear()
         candidates = block.generations * self.session.strategy.population
-        self.timings.append(timings_table(self.path.name, block.first, block.generations, seconds, candidates))
+        hosts = self.pool.hosts() if self.pool is not None else {}
+        extras = json.dumps({"hosts": hosts}) if hosts else None
+        table = timings_table(self.path.name, block.first, block.generations, seconds, candidates, extras=extras)
+        self.timings.append(table)
 
     def _save(self, generation: int, state: State) -> None:
         if self.timings:
@@ -278,6 +285,11 @@ class _Advance:
                 record_event(self.path, "note", text=text)
                 self.watch.note(text)
                 self.noted.add(text)
+
+    def _said(self, text: str) -> None:
+        """What the workers' engine has to say."""
+        record_event(self.path, "note", text=text)
+        self.watch.note(text)
 
     def _some_succeeded(self, block: Block) -> None:
         failure = np.asarray(block.scores.failure)

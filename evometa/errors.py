@@ -8,11 +8,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from evometa.printable import as_typed
+
 
 class EvometaError(Exception):
     """A run could not do what was asked (exit code 1)."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return as_typed(super().__str__())
 
 
 class UsageError(EvometaError):

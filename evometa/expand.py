@@ -19,6 +19,7 @@ from evometa.archives.rows import lineage_table
 from evometa.archives.write import commit
 from evometa.backends.inline import HostCells
 from evometa.evaluate.compiled import CompiledCells
+from evometa.evaluate.staged import StagedCells
 from evometa.keys import Stream, as_int, cell_keys, fit_and_judge_keys, stream_key
 from evometa.nest import search_of
 from evometa.nest_search import CompiledSearch, HostSearch, handed
@@ -32,7 +33,8 @@ def expand(path: Path, generation: int, index: int) -> dict[str, Any]:
     """Write the lower searches of candidate (generation, index) below `path / "expanded"`, one folder per domain.
 
     Returns `{"equal", "searches": [{"path", "domain", "replicate", "equal"}]}`; `equal`: the search computed
-    again led to the recorded losses, to the bit. Each folder can be read with every `evometa archive` command.
+    again led to the recorded losses, to the bit. Each folder can be read with every `evometa archive` command. Of a
+    candidate that was stopped at a hurdle there are the searches of the hurdle's domains only: there were no others.
     Raises `ConfigError` for a run of fewer than two levels, `NotFound` for a candidate that is not there.
     """
     record, row = folder.read_record(path), Archive(path).row(generation, index)
@@ -40,9 +42,12 @@ def expand(path: Path, generation: int, index: int) -> dict[str, Any]:
     search_of(session.task)
     stored = {(s["domain"], s["query"], s["replicate"]): s["loss"] for s in row["scores"]}
     genome = np.array(row["genome"], np.float32)
-    again = _compiled if isinstance(session.backend, CompiledCells) else _hosted
+    again = _hosted if isinstance(session.backend, HostCells) else _compiled
+    domains = len(session.train)
+    if session.spec.hurdle is not None and row["failure"] == "skipped":
+        domains = session.spec.hurdle.domains
     searches = []
-    for domain, replicate, block, losses in again(session, genome, generation):
+    for domain, replicate, block, losses in again(session, genome, generation, domains):
         equal = all(
             np.float32(stored[domain, query, replicate]).tobytes() == np.float32(loss).tobytes()
             for query, loss in losses.items()
@@ -52,10 +57,21 @@ def expand(path: Path, generation: int, index: int) -> dict[str, Any]:
     return {"equal": all(one["equal"] for one in searches), "searches": searches}
 
 
-def _compiled(session: Session, genome: np.ndarray, generation: int) -> Any:
-    """Yield (domain, replicate, block, losses), from a program of the same shapes as the run's own."""
-    backend, search, space = session.backend, search_of(session.task), session.task.space
-    assert isinstance(backend, CompiledCells) and isinstance(search, CompiledSearch)
+def _compiled(session: Session, genome: np.ndarray, generation: int, domains: int) -> Any:
+    """Yield (domain, replicate, block, losses) of the first so many domains, stage by stage as in the run."""
+    backend = session.backend
+    assert not isinstance(backend, HostCells)
+    stages = [backend.first, backend.rest] if isinstance(backend, StagedCells) else [backend]
+    for cells in stages:
+        if domains > 0:
+            yield from _stage(session, cells, genome, generation)
+        domains -= len(cells.names)
+
+
+def _stage(session: Session, backend: CompiledCells, genome: np.ndarray, generation: int) -> Any:
+    """The searches of one stage's domains, from a program of the same shapes as the run's own."""
+    search, space = search_of(session.task), session.task.space
+    assert isinstance(search, CompiledSearch)
     root = stream_key(session.spec.seed, generation, Stream.EVALUATE)
     keys = cell_keys(root, backend.names, backend.replicates)
 
@@ -83,14 +99,14 @@ def _compiled(session: Session, genome: np.ndarray, generation: int) -> Any:
                 yield backend.names[member], replicate, block, {q: loss[at] for q, loss in losses.items()}
 
 
-def _hosted(session: Session, genome: np.ndarray, generation: int) -> Any:
+def _hosted(session: Session, genome: np.ndarray, generation: int, domains: int) -> Any:
     """The same for a search in plain Python."""
     backend, search, task = session.backend, search_of(session.task), session.task
     assert isinstance(backend, HostCells) and isinstance(search, HostSearch)
     root = stream_key(session.spec.seed, generation, Stream.EVALUATE)
     keys = cell_keys(root, backend.names, backend.replicates)
     candidate = task.space.decode_host(genome)
-    for d, domain in enumerate(backend.loaded):
+    for d, domain in enumerate(backend.loaded[:domains]):
         for replicate in range(backend.replicates):
             fit_key, judge_keys = fit_and_judge_keys(keys[d, replicate], task.query_names)
             searched, block = search.rows(as_int(fit_key), candidate, domain.support)

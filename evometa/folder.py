@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evometa.archives import events, sealed, shapes
+from evometa.archives import events, mirror, sealed, shapes
+from evometa.archives.place import called, is_relative, is_url, local
+from evometa.archives.pull import refresh
 from evometa.archives.regular import no_links, open_file, read_file
 from evometa.archives.schema import FORMAT, digest
 from evometa.archives.write import ensure_folder, storage, write_once
@@ -35,11 +37,13 @@ def create(out: Path, name: str | None, default: str, record: dict[str, Any]) ->
         number = 1
         while True:
             path = out / (name or (default if number == 1 else f"{default}-{number}"))
-            if _claim(path) and _write(path, record):
-                return path
+            with mirror.claim(path) as free:
+                if free and _claim(path) and _write(path, record):
+                    return path
             if name is not None:
                 raise UsageError(
-                    f"run {name!r} exists in {out}. Go on with: evometa resume {path}, or choose another --name"
+                    f"run {name!r} exists in {called(out)}. Go on with: evometa resume {called(path)},"
+                    " or choose another --name"
                 )
             number += 1
 
@@ -65,17 +69,42 @@ def _claim(path: Path) -> bool:
 
 
 def find(reference: str | Path, out: Path = Path("runs")) -> Path:
-    """The folder of a run given as a path, or as a name in `out`. Raises `NotFound`."""
-    for path in (Path(reference), out / reference):
-        if (path / RECORD).is_file():
+    """The folder of a run given as a path, as a name in `out`, or as `s3://...`. Raises `NotFound`.
+
+    Of a run in an object store it is the copy on this machine, brought up to date.
+    """
+    for path in (local(reference),) if is_url(reference) else (Path(reference), out / reference):
+        if exists(path):
             return path
-    names = [path.name for path in list_runs(out)]
+    names = [path.parent.name for path in out.glob(f"*/{RECORD}")]
     near = did_you_mean(Path(reference).name, names)
-    raise NotFound(f"no run is called {str(reference)!r}.{near} Type: evometa runs")
+    where = f" --out {called(local(reference).parent)}" if is_url(reference) else ""
+    raise NotFound(f"no run is called {str(reference)!r}.{near} Type: evometa runs{where}")
+
+
+def exists(path: Path) -> bool:
+    """Whether a run is there; one in an object store is brought up to date."""
+    refresh(path)
+    return (path / RECORD).is_file()
+
+
+def parent(path: Path, origin: dict[str, Any]) -> Path:
+    """The run that the fork at `path` came from, as its record's `from` says. Raises `NotFound`."""
+    # Beside the fork first: a folder of runs may have been moved as a whole.
+    beside = path.parent / origin["run"]
+    if exists(beside):
+        return beside
+    if is_url(origin["path"]) and not is_relative(origin["path"], path):
+        raise NotFound(
+            f"{path} is a fork of {origin['path']}, in another store: an archive does not send anybody there. Put that"
+            f" run beside it, as {beside}"
+        )
+    return find(origin["path"])
 
 
 def list_runs(out: Path) -> list[Path]:
-    """The folders in `out` that hold a run."""
+    """The folders in `out` that hold a run; of those in an object store, what a list needs is brought up to date."""
+    refresh(out, light=True)
     return sorted(path.parent for path in out.glob(f"*/{RECORD}"))
 
 
@@ -95,27 +124,34 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a run for writing. Raises `EvometaError` where another process has it; death releases it."""
+    """Hold a run for writing. Raises `EvometaError` where another process has it; death releases it.
+
+    In an object store that takes a while, where the last writer was on another machine and did not say that it ended.
+    """
     with storage(path):
         no_links(path)
         descriptor = open_file(path / "run.lock", os.O_RDWR | os.O_CREAT)
     try:
-        with storage(path):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
-                raise EvometaError(
-                    f"another process is running {path.name} ({holder or 'unknown'})."
-                    f" Look on with: evometa watch {path}"
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
-        yield  # outside `storage`: what goes wrong in the run is not the disk's refusal
+        with mirror.alone(path, lambda: _take(descriptor, path)):
+            yield  # outside `storage`: what goes wrong in the run is not the disk's refusal
         with storage(path):
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path) -> None:
+    with storage(path):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
+            raise EvometaError(
+                f"another process is running {path.name} ({holder or 'unknown'})."
+                f" Look on with: evometa watch {called(path)}"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
 
 
 def target(path: Path) -> int:

@@ -111,8 +111,4 @@ def start_genome(spec: Spec, task: Task) -> np.ndarray:
     """Where the top level's search starts: the baseline, or the genome that the spec gives: `[D]` float32."""
     if isinstance(spec.start, str):
         return task.space.encode(task.baseline)
-    if len(spec.start) != task.space.dimension:
-        raise ConfigError(
-            f"start: expected a genome of {task.space.dimension} numbers for this space, got {len(spec.start)}"
-        )
-    return np.array(spec.start, np.float32)
+    return task.space.check(spec.start, "start")

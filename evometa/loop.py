@@ -18,7 +18,7 @@ import numpy as np
 from evometa.contract import Objective
 from evometa.evaluate.settle import Raw, settle
 from evometa.keys import Stream, root_key, stream_key
-from evometa.types import Block, Cell, Genomes, Parents, Scores, State, Strategy
+from evometa.types import Array, Block, Cell, Genomes, Parents, Scores, State, Strategy
 
 # A traceable evaluation: (key, genomes [P, D], data) -> Raw; data is a pytree of arrays.
 Evaluate = Callable[[Any, Any, Any], Raw]
@@ -34,6 +34,7 @@ class Row(NamedTuple):
     genomes: Genomes
     parents: Parents
     scores: Scores
+    rates: dict[str, Array]  # of `Strategy.rates`; empty where there are none
 
 
 def generation(
@@ -53,10 +54,11 @@ def generation(
     """
     key = partial(stream_key, root, number)
     genomes, parents, state = strategy.ask(key(Stream.ASK), state)
+    rates = strategy.rates(state) if strategy.rates else {}
     scores = settle(evaluate(key(Stream.EVALUATE), genomes), cells, objectives)
     told = misled(key(Stream.PLACEBO), scores, placebo) if placebo else scores
     state = strategy.tell(key(Stream.TELL), state, genomes, told)
-    return state, Row(genomes, parents, scores)
+    return state, Row(genomes, parents, scores, rates)
 
 
 def misled(key: Any, scores: Scores, placebo: Placebo) -> Scores:
@@ -129,7 +131,8 @@ class CompiledLoop:
         state, rows = self._run(state, jnp.int32(first), jnp.int32(count), seed_key, self._data)
         rows = jax.tree.map(lambda x: np.asarray(x)[:count], rows)
         # Back to the host: a state that lies on the devices would be another input type, and compile again.
-        return jax.tree.map(np.asarray, state), Block(first, rows.genomes, rows.parents, rows.scores, {})
+        block = Block(first, rows.genomes, rows.parents, rows.scores, {}, rows.rates)
+        return jax.tree.map(np.asarray, state), block
 
 
 # Compiled once for equal cells, however many searches a process makes (a nested one makes thousands).
@@ -168,14 +171,15 @@ class HostLoop:
         for number in range(first, first + count):
             key = partial(stream_key, self._seed, number)
             genomes, parents, state = self._ask(key(Stream.ASK), state)
+            rates = self._strategy.rates(state) if self._strategy.rates else {}
             raw, said = self._evaluate(number, key(Stream.EVALUATE), np.asarray(genomes))
             scores = self._settle(raw)
             told = misled(key(Stream.PLACEBO), scores, self._placebo) if self._placebo else scores
             state = self._tell(key(Stream.TELL), state, genomes, told)
-            rows.append(jax.tree.map(np.asarray, Row(genomes, parents, scores)))
+            rows.append(jax.tree.map(np.asarray, Row(genomes, parents, scores, rates)))
             messages |= {(number, index): text for index, text in said.items()}
         stacked = jax.tree.map(lambda *x: np.stack(x), *rows)
-        return state, Block(first, stacked.genomes, stacked.parents, stacked.scores, messages)
+        return state, Block(first, stacked.genomes, stacked.parents, stacked.scores, messages, stacked.rates)
 
     def retell(self, state: State, block: Block) -> State:
         """Tell a block that is already in the archive; `ValueError` where the genomes asked for differ from it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,14 +136,16 @@ def _jax_here(plan: Plan) -> dict[str, Any]:
     return {"settings": settings, "environment": environment}
 
 
-def open_engine(placement: Placement, order: Mapping[str, Any], runs: str) -> Engine:
-    """The engine of a placement; its workers are not started yet."""
+def open_engine(
+    placement: Placement, order: Mapping[str, Any], runs: str, note: Callable[[str], None] | None = None
+) -> Engine:
+    """The engine of a placement; its workers are not started yet. `note` is told when a node of it comes or goes."""
     if placement.backend == "ray":
         try:
             ray = importlib.import_module("evometa.backends.ray")
         except ModuleNotFoundError as error:
             raise ConfigError("the ray backend is not installed. Type: pip install 'evometa[ray]'") from error
-        return ray.RayEngine(order, placement.workers, gpus_per_worker=placement.gpus_per_worker, grace=_GRACE[runs])
+        return ray.RayEngine(order, placement.workers, placement.gpus_per_worker, _GRACE[runs], note)
     from evometa.backends.processes import ProcessEngine, most_workers, visible_gpus
 
     each, workers = placement.gpus_per_worker, placement.workers

@@ -12,7 +12,16 @@ import re
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
+# Folder -> what its user types for it: a copy of an object store is nobody's place to go on from.
+CALLED: dict[str, str] = {}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def as_typed(text: str) -> str:
+    """The text with folders of copies as their user types them (`s3://bucket/...`)."""
+    for folder, name in CALLED.items():
+        text = text.replace(folder, name)
+    return text
 
 
 def printable(text: str, lines: bool = True) -> str:
@@ -20,7 +29,7 @@ def printable(text: str, lines: bool = True) -> str:
 
     `lines`: ends of lines and tabs stay.
     """
-    text = _CONTROLS.sub(_written_out, text)
+    text = _CONTROLS.sub(_written_out, as_typed(text))
     return text if lines else text.replace("\n", "\\n").replace("\t", "\\t")
 
 

@@ -45,11 +45,14 @@ def build(order: Mapping[str, Any]) -> Answers:
         from evometa.machine import numerics
 
         _same("the machine or a setting of JAX", order["machine"], numerics())
-    task = task_of(build_spec(json.loads(order["spec"])), Path(order["base"]))
+    spec = build_spec(json.loads(order["spec"]))
+    task = task_of(spec, Path(order["base"]))
     _same("the task's code", order["code"], code_digest(task))
     # Its order too: a genome is numbers without names.
     _same("the space", json.dumps(order["space"]), json.dumps(json.loads(canonical(task.space.to_json()))))
-    return _Compiled(task, order) if jax is not None else _Host(task, order)
+    if jax is None:
+        return _Host(task, order)
+    return _Compiled(task, order, spec.hurdle.domains if spec.hurdle else None)
 
 
 def _use(jax: Mapping[str, Any]) -> None:
@@ -100,9 +103,9 @@ class _Host:
 
 
 class _Compiled:
-    """Chunks of a JAX task's candidates."""
+    """Chunks of a JAX task's candidates; `hurdle`: how many domains are judged before the rest, if any."""
 
-    def __init__(self, task: Task, order: Mapping[str, Any]) -> None:
+    def __init__(self, task: Task, order: Mapping[str, Any], hurdle: int | None) -> None:
         from evometa.evaluate.compiled import CompiledCells
         from evometa.evaluate.plan import Plan
 
@@ -111,7 +114,8 @@ class _Compiled:
         # One chunk is one device's: it has the same bits whichever, and however many there are beside it.
         plan = Plan(order["plan"]["chunk"], 1, 1, order["plan"]["platform"])
         plan.require()
-        self._cells = CompiledCells(task, loaded, plan, task.replicates)
+        parts = [loaded] if hurdle is None else [loaded[:hurdle], loaded[hurdle:]]
+        self._stages = [CompiledCells(task, part, plan, task.replicates) for part in parts]
         self._programs: dict[Any, Any] = {}
 
     def answer(self, head: Mapping[str, Any], body: bytes, say: Say) -> None:
@@ -122,12 +126,13 @@ class _Compiled:
         from evometa.backends.chunks import outcomes
         from evometa.keys import cell_keys
 
-        cells, space = self._cells, self._cells.task.space
+        stage = head["work"]["stage"]
+        cells, space = self._stages[stage], self._stages[stage].task.space
         genomes = np.frombuffer(body, np.float32).reshape(cells.plan.chunk, space.dimension)
         key = jax.random.wrap_key_data(jnp.asarray(head["work"]["key"], jnp.uint32))
         arguments = (cell_keys(key, cells.names, cells.replicates), jnp.asarray(genomes), cells.data)
         static = space.static_values(genomes[0]) if space.static else None
-        word = tuple(sorted(static.items())) if static else ()
+        word = (stage, *sorted(static.items())) if static else (stage,)
         if word not in self._programs:  # compiled before the time starts
             run = jax.jit(lambda k, g, d: cells.evaluate_keys(k, g, d, static))
             self._programs[word] = run.lower(*arguments).compile()

@@ -13,7 +13,6 @@ from evometa.archives.read import Archive
 from evometa.archives.rows import block_from_table
 from evometa.backends.inline import HostCells
 from evometa.evaluate.settle import settle
-from evometa.evaluate.staged import StagedCells
 from evometa.keys import Stream, stream_key
 from evometa.types import Failure
 
@@ -50,7 +49,7 @@ def replay(path: Path, generation: int, index: int) -> dict[str, Any]:
     scores = jax.tree.map(np.asarray, jax.jit(lambda r: settle(r, session.cells, session.task.objectives))(raw))
     loss, fitness = scores.loss[0], scores.fitness[0]
     # Behind a hurdle a copy of itself has other company: it may pass. What was not computed then has nothing to equal.
-    staged = isinstance(session.backend, StagedCells)
+    staged = session.spec.hurdle is not None
     differing = [
         {**cell._asdict(), "stored": float(stored.loss[c]), "replayed": float(loss[c])}
         for c, cell in enumerate(session.cells)

@@ -90,10 +90,10 @@ class Session:
 
             def engine() -> Any:
                 order = order_of(self.spec, self.task, self.base, self.plan, self.identity, opening)
-                return open_engine(self.placement, order, self.task.runs)
+                return open_engine(self.placement, order, self.task.runs, lambda text: made.note(text))
 
             scope = identity_digest(self.identity) if self.identity else digest(self.spec.identity())
-            self._pools[opening] = Pool(engine, scope, limits_of(self.spec, self.task))
+            made = self._pools[opening] = Pool(engine, scope, limits_of(self.spec, self.task))
         return self._pools[opening]
 
     def keep_in(self, journal: Diary) -> None:
@@ -151,26 +151,29 @@ def prepare(spec: Spec, *, plan: Plan | None = None, base: Path = Path()) -> Ses
         )
     train = datasets.load(task, task.split.train)
     backend: CompiledCells | StagedCells | HostCells
-    if spec.hurdle is not None and (task.runs != "jax" or placement.backend != "inline"):
-        raise ConfigError(
-            f"hurdle: expected a JAX task computed inline, got runs={task.runs!r} on {placement.backend}."
-            " Leave hurdle out, or backend=inline"
-        )
+    hurdle = None if spec.hurdle is None else Hurdle(**spec.hurdle.model_dump())
     if task.runs == "jax":
-        backend = _cells(spec, task, train)
-        plan = plan or _derive(spec, backend, strategy)
+        made = (task, train, Plan(), task.replicates)
+        backend = CompiledCells(*made) if hurdle is None else StagedCells(*made, hurdle)
+        lone = spec.levels > 1 and placement.backend != "inline"
+        plan = plan or _derive(spec, backend, strategy, 1 if lone else len(jax.devices()))
+        if lone and plan.devices > 1:
+            raise ConfigError(
+                f"plan.devices: a compiled search of searches has other last bits on {plan.devices} devices than on"
+                " one, and workers compute on one. Go on inline, or start it anew with: --set plan.devices=1"
+            )
         plan.require()
         backend.replan(plan)
     else:
         plan = plan or Plan(block=spec.plan.block or 1)
-        backend = HostCells(task, train, task.replicates, output_mb=spec.limits.output_mb)
+        backend = HostCells(task, train, task.replicates, output_mb=spec.limits.output_mb, hurdle=hurdle)
     loop = _loop(spec, task, strategy, backend, plan)
     session = Session(spec, task, strategy, plan, train, backend, loop, placement=placement, base=base.absolute())
     session.identity = _identity(session, base)
     if (pool := session.pool()) is not None:
         if isinstance(backend, HostCells):
             backend.pool = pool
-        elif isinstance(backend, CompiledCells):
+        else:
             session.chunks = ChunkedCells(backend, pool)
             cells, objectives = backend.cells, task.objectives
             session.loop = HostLoop(strategy, session.chunks.host, cells, objectives, spec.seed, spec.placebo)
@@ -196,17 +199,11 @@ def strategy_of(spec: Spec, task: Task, base: Path) -> Strategy:
     return load_strategy(spec.strategy, task.space, spec.population, spec.strategy_options, base)
 
 
-def _cells(spec: Spec, task: Task, train: Sequence[Loaded]) -> CompiledCells | StagedCells:
-    if spec.hurdle is None:
-        return CompiledCells(task, train, Plan(), task.replicates)
-    return StagedCells(task, train, Plan(), task.replicates, Hurdle(**spec.hurdle.model_dump()))
-
-
-def _derive(spec: Spec, backend: CompiledCells | StagedCells, strategy: Strategy) -> Plan:
+def _derive(spec: Spec, backend: CompiledCells | StagedCells, strategy: Strategy, most: int) -> Plan:
     flops, live = backend.cost()
     row_bytes = 8.0 * (backend.task.space.dimension + len(backend.cells) * (2 + len(backend.metrics)))
     asked = spec.plan
-    devices = asked.devices or len(jax.devices())
+    devices = asked.devices or most
     plan = derive(
         flops=flops,
         live_bytes=live,

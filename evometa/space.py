@@ -40,7 +40,7 @@ from evometa.column import (
     weights,
 )
 from evometa.errors import ConfigError, did_you_mean
-from evometa.programs.code import split
+from evometa.programs.code import Refusal, disassemble, split
 from evometa.programs.vocabulary import Vocabulary
 
 __all__ = [
@@ -89,7 +89,7 @@ class Space:
             if name not in known:
                 raise ConfigError(f"fixed: the space has no column {name!r}.{did_you_mean(name, known)}")
             if not is_array(value):
-                encode_value(known[name], value)
+                encode_value(known[name], value, f"fixed.{name}:")
         values = {n: coded(known[n], v) if known[n].kind == "program" else v for n, v in values.items()}
         kept = {column.name: column for column in self.columns if column.name not in values}
         if not kept:
@@ -217,6 +217,37 @@ class Space:
         for column, part in zip(self.columns, self._slices, strict=True):
             genome[part] = encode_value(column, flat[column.name])
         return genome
+
+    def check(self, genome: Any, at: str = "genome") -> np.ndarray:
+        """A genome `[D]` that people gave, as float32; `at`: what messages call it.
+
+        Raises `ConfigError` for another shape, numbers that are not finite or, in bounded columns, not in 0 .. 1, and
+        programs that are none.
+        """
+        try:
+            numbers = np.asarray(genome, np.float32)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{at}: expected a list of {self.dimension} numbers, got {genome!r:.60}") from None
+        if numbers.shape != (self.dimension,):
+            got = len(numbers) if numbers.ndim == 1 else list(numbers.shape)
+            raise ConfigError(f"{at}: expected a genome of {self.dimension} numbers for this space, got {got}")
+        for column, part in zip(self.columns, self._slices, strict=True):
+            own = numbers[part]
+            bad = ~np.isfinite(own)
+            want = "finite numbers"
+            if column.kind not in ("weights", "program"):
+                bad, want = bad | (own < 0) | (own > 1), "numbers in 0 .. 1"
+            if bad.any():
+                where = f"{at}: number {part.start + int(np.argmax(bad))}, of {column.name!r}"
+                raise ConfigError(f"{where}: expected {want}, got {own[np.argmax(bad)]:g}")
+            if column.vocabulary is not None:
+                found = disassemble(column.vocabulary, split(column.vocabulary, own))
+                if isinstance(found, Refusal):
+                    raise ConfigError(
+                        f"{at}: expected a program of vocabulary {column.vocabulary.name!r} in {column.name!r},"
+                        f" got numbers that are {found}"
+                    )
+        return numbers
 
     def project(self, genomes: Any) -> Any:
         """Fold genomes `[..., D]` back into bounds by reflection at 0 and 1; traceable.

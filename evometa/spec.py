@@ -85,7 +85,7 @@ class LimitsSpec(_Part):
 
 
 class HurdleSpec(_Part):
-    """A cheap hurdle first (JAX tasks): who fails it is not judged on the rest; see evaluate/staged.py.
+    """A cheap hurdle first: who fails it is not judged on the rest; see evaluate/staged.py.
 
     `domains`: the first so many of the train domains; `keep`: the share of a generation that passes; `below`: and only
     with a loss below this.

@@ -17,6 +17,7 @@ import numpy as np
 
 from evometa import api, champion, compare, driver, folder, study_record
 from evometa.archives import events, ledger
+from evometa.archives.pull import refresh
 from evometa.archives.read import Archive
 from evometa.comparison import Arm, differences
 from evometa.deployment import deployed_spec
@@ -48,6 +49,7 @@ def conduct(study: Study, out: Path, watch: Watches, again: str = "evometa study
     another study of that name, `Stopped` on a signal, and whatever a run raises.
     """
     path = out / study.name
+    refresh(path)  # of a study in an object store: what other machines did of it
     if not study_record.is_study(path):
         check_inner_steps(study)
     study_record.keep(path, study.record())

@@ -94,7 +94,7 @@ def _below(spec: Spec) -> Spec:
     """An ordinary run like the one that several levels end in."""
     nest = spec.below(1)
     changed = {"strategy": nest.strategy, "strategy_options": nest.strategy_options, "population": nest.population}
-    return spec.model_copy(update={"levels": 1, **changed})
+    return spec.model_copy(update={"levels": 1, "hurdle": None, **changed})
 
 
 def _steps(session: Session, genomes: np.ndarray) -> float | None:

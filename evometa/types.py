@@ -68,6 +68,8 @@ class Strategy(NamedTuple):
     objectives: int = 1  # how many objectives it can weigh against each other
     # What happened in a search that a person should know: sentences that stay the same, for the run's diary.
     notes: Callable[[State], list[str]] | None = None
+    # At what rates the rows just asked were made, from the state after `ask`: name -> [P] float32, NaN for none.
+    rates: Callable[[State], dict[str, Array]] | None = None
 
 
 class Cell(NamedTuple):
@@ -90,6 +92,7 @@ class Block(NamedTuple):
     parents: Any  # [G, P, K, 2] int32
     scores: Scores  # each array with a leading G
     messages: dict[tuple[int, int], str]  # (generation, index) -> why it failed, where there is something to say
+    rates: dict[str, Any] | None = None  # name -> [G, P] float32, NaN for none; only where the strategy tells them
 
     @property
     def generations(self) -> int:

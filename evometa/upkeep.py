@@ -1,14 +1,19 @@
-"""Care of a run's archive: merge its parts, move aside what is broken. Both take the run's lock."""
+"""Care of a run's archive: merge its parts, move aside what is broken (both take its lock), fetch it from a store."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from evometa import folder
 from evometa.archives import compact as compacting
+from evometa.archives import ledger, mirror
 from evometa.archives import repair as repairing
+from evometa.archives.place import called, local, of
+from evometa.archives.pull import fetch
+from evometa.archives.write import ensure_folder, storage
 from evometa.errors import NotFound, UsageError
 
 
@@ -24,6 +29,8 @@ def compact(
     if rows < 1:
         raise UsageError(f"compact: expected --rows of at least 1, got {rows}")
     path = folder.find(path)
+    if not dry_run:
+        mirror.refuse(path, "archive compact")
     with folder.locked(path):
         done = compacting.compact(path, rows=rows, dry_run=dry_run)
         if not dry_run and done.aside:
@@ -39,6 +46,8 @@ def repair(path: str | Path, *, dry_run: bool = False) -> dict[str, Any]:
     gone on with, and from where. Raises `EvometaError` where another process has the run.
     """
     path = _any_run(path)
+    if not dry_run:
+        mirror.refuse(path, "archive repair")
     with folder.locked(path):
         found = repairing.repair(path, dry_run=dry_run)
     moves = [move._asdict() for move in found.moves]
@@ -46,13 +55,40 @@ def repair(path: str | Path, *, dry_run: bool = False) -> dict[str, Any]:
     return {**found._asdict(), "moves": moves, "gaps": gaps, "advice": _advice(path, found)}
 
 
+def pull(path: str | Path, to: Path) -> dict[str, Any]:
+    """Copy a run of an object store to a new folder, an ordinary run from then on, and the ledger beside it.
+
+    Returns `{run, to, files, bytes, ledger}`; `ledger`: whether the folder above has the store's ledger of openings now
+    (one that is there already stays). Raises `UsageError` where `to` exists.
+    """
+    path = _any_run(path)
+    if of(path) is None:
+        raise UsageError(f"archive pull: expected a run in a store as s3://BUCKET/PREFIX/RUN, got {path}")
+    if to.exists():
+        raise UsageError(f"archive pull: {to} exists. Give a new folder")
+    half = to.with_name(f"{to.name}.partial")
+    with storage(to):
+        ensure_folder(to.parent)
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(path, half, ignore=shutil.ignore_patterns("run.lock", ".*", "cells"))
+        half.rename(to)
+        fetch(path.parent / ledger.FILE)
+        found = path.parent / ledger.FILE
+        if found.is_file() and not (to.parent / ledger.FILE).exists():
+            shutil.copy2(found, to.parent / ledger.FILE)
+        same = found.is_file() and found.read_bytes() == (to.parent / ledger.FILE).read_bytes()
+    files = [file for file in to.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return {"run": called(path), "to": str(to), "files": len(files), "bytes": size, "ledger": same}
+
+
 def _any_run(path: str | Path) -> Path:
     """The run, also where its record is what is broken."""
     try:
         return folder.find(path)
     except NotFound:
-        if (Path(path) / "lineage").is_dir():
-            return Path(path)
+        if (local(path) / "lineage").is_dir():
+            return local(path)
         raise
 
 

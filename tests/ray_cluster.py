@@ -58,6 +58,7 @@ if __name__ == "__main__":
     folder = tempfile.mkdtemp(prefix="evometa-ray-")  # short, as the names of sockets are
     os.mkdir(f"{folder}/ray")
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_health_check_period_ms": "500"}  # a node that was removed is missed after five of them
     signal.signal(signal.SIGALRM, lambda *_: sys.exit("too long"))
     signal.alarm(SECONDS)
     try:

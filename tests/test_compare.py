@@ -312,6 +312,15 @@ def test_failed_cells_are_not_averaged(folder):
     assert compare.results(compare.load(ALL))["differences"][1]["low"] is None
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("label", "another"), ("label", None), ("domain", "d0"), ("query", None), ("replicate", -1), ("replicate", None)],
+)
+def test_forged_judgements_are_one_line(folder, column, value):
+    mend(GENETIC[0], column, lambda row: value)
+    one_line(cli("compare", *ALL), 5, "opening 1 has judgements of ", GENETIC[0])
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from crash_disk import Disk
-from crash_victims import ERRORS, count_calls, cut_power, left_behind, serve
+from crash_victims import ERRORS, count_calls, cut_power, kill_points, left_behind, serve
 from crash_workload import advance, mend, merge
 
 from evometa import checkpoint
@@ -130,10 +130,10 @@ def calls(case, victims):
     return count_calls(victims, verb=case[0], template=case[1])
 
 
-def stop_everywhere(victims, calls, case, inject, expected):
-    """Stop at every call; look at every different thing that is left. Returns how many there were."""
+def stop_everywhere(victims, points, case, inject, expected):
+    """Stop at every one of these calls; look at every different thing that is left. Returns how many there were."""
     verb, template, assert_survived = case
-    seen, points = set(), [(name, number) for name in calls for number in range(1, calls[name] + 1)]
+    seen = set()
     for turn, (name, number) in enumerate(points):
         if (what := inject(turn, name)) is None:
             continue
@@ -150,10 +150,12 @@ def stop_everywhere(victims, calls, case, inject, expected):
     return len(points), len(seen)
 
 
-def test_a_kill_at_every_file_call(victims, calls, case):
-    points, seen = stop_everywhere(victims, calls, case, lambda turn, name: "signal=KILL", lambda code, *_: code == -9)
-    assert points > 60 and seen > 8
-    assert ("renameat2" in calls) == (case[0] == "merge")
+def test_a_kill_before_every_change(victims, case):
+    """Which are all the states that a kill at any file call can leave, see `kill_points`."""
+    places = kill_points(victims, verb=case[0], template=case[1])
+    points, seen = stop_everywhere(victims, places, case, lambda turn, name: "signal=KILL", lambda code, *_: code == -9)
+    assert points > 20 and seen > 8
+    assert (("renameat2", 1) in places) == (case[0] == "merge")
 
 
 def test_an_error_at_every_file_call(victims, calls, case):
@@ -164,7 +166,8 @@ def test_an_error_at_every_file_call(victims, calls, case):
         # A part that cannot be read is not merged. An acknowledgement that could not be written is the workload's own.
         return code == 0 or (code == 74 and "evometa" in said) or (code == 1 and ("evometa" in said or name == "write"))
 
-    points, seen = stop_everywhere(victims, calls, case, inject, expected)
+    places = [(name, number) for name in calls for number in range(1, calls[name] + 1)]
+    points, seen = stop_everywhere(victims, places, case, inject, expected)
     assert points > 60 and seen > 5
 
 

@@ -18,6 +18,8 @@ from evometa.programs.interpret import Machine, prepare
 from evometa.programs.listing import parse
 from evometa.programs.operations import OPERATIONS, arithmetic
 from evometa.programs.vary import random_programs
+from evometa.strategies import open_ended_variation as variation
+from evometa.strategies.catalogue import CATALOGUE
 from evometa.study_plan import plan
 from evometa.tasks import dsl_godel as module
 from evometa.tasks.dsl_godel import dsl_godel
@@ -211,7 +213,8 @@ def judged(**options):
         return jax.vmap(cells, (0, None, None, None))(genomes, keys, support, queries)
 
     def on(agents, key=0):
-        genomes = jnp.stack([jnp.asarray(task.space.encode(agent)) for agent in agents])
+        genomes = [one if isinstance(one, np.ndarray) else task.space.encode(one) for one in agents]
+        genomes = jnp.stack([jnp.asarray(genome) for genome in genomes])
         return jax.tree.map(np.asarray, run(genomes, jax.random.key(key)))
 
     return on
@@ -243,10 +246,9 @@ def test_what_fits_the_examples_alone_is_told_apart():
 
 
 def test_agents_that_are_no_programs_fail():
-    broken = agent()
-    broken["solver"] = Code(np.full((LISTS.length, 5), 99, np.int32), np.zeros(0, np.float32))
-    other = agent()
-    other["mutation"] = Code(np.full((lifetime.MUTATION.length, 5), 99, np.int32), np.zeros(4, np.float32))
+    # As genomes, for a space encodes no such thing: an operation that is none, first in either program.
+    broken, other = (dsl_godel().space.encode(agent()) for _ in range(2))
+    broken[0] = other[LISTS.size] = 99.0
     found = judged()([broken, other, agent()])
     assert np.isnan(found["away"]["loss"][:2]).all() and np.isfinite(found["away"]["loss"][2]).all()
 
@@ -308,11 +310,46 @@ def test_what_is_searched():
     assert set(held.controls) == {"fixed-mutation", "fixed-solver", "by-hand"}
 
 
+def test_one_program_edits_trials_and_breeds_agents():
+    """With `breeds` the mutation program also says how an agent's children are made; without, it never does."""
+    task = dsl_godel(breeds=True)
+    given = dict(CATALOGUE["open_ended"].defaults)
+    assert variation.Breeding(dsl_godel().space, given).operator is None
+    breeding = variation.Breeding(task.space, given)
+    assert breeding.operator == lifetime.BREEDING
+
+    lines = {"few": "c0 = 6.0; changes = neg(c0); {}", "many": "c0 = 6.0; changes = copy(c0); {}"}
+    edits = "weight = sub(tried, won); more = copy(c0)"
+    agents = [
+        {"solver": module.coded(LISTS, "out = add(x, y)"), "mutation": module.coded(lifetime.BREEDING, line.format(edits))}
+        for line in lines.values()
+    ]  # fmt: skip
+    count = 100
+    parents = jnp.repeat(jnp.stack([jnp.asarray(task.space.encode(agent)) for agent in agents]), count, axis=0)
+    facts = {name: jnp.zeros(2 * count) for name in ("share", "children", "age", "looks")}
+
+    @jax.jit
+    def born(parents):
+        rates = breeding.rates(breeding.bounded(breeding.first_genes(2 * count) + breeding.said(jax.random.key(0), parents, facts)))  # fmt: skip
+        return rates, breeding.children(jax.random.key(1), parents, parents, rates, jnp.zeros(2 * count, bool))
+
+    rates, children = jax.tree.map(np.asarray, born(parents))
+    assert rates.changes[0] < 1.1 and rates.changes[-1] > 5.5
+    moved = (children != np.asarray(parents)).sum(axis=1).reshape(2, count).mean(axis=1)
+    assert moved[1] > 1.5 * moved[0] > 0
+    # In a lifetime what they say to the strategy is not heard: both agents, and one that says nothing, end alike.
+    plain = {"solver": agents[0]["solver"], "mutation": module.coded(lifetime.MUTATION, f"c0 = 6.0; {edits}")}
+    found = judged(breeds=True)(agents)["away"]["support_loss"]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], judged()([plain])["away"]["support_loss"][0])
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"agent": "seeds"}, 'Did you mean "seed"'),
         ({"evolves": "solvers"}, 'Did you mean "solver"'),
+        ({"breeds": 1}, "expected breeds to be true or false, got 1"),
         ({"rounds": 0}, "expected rounds as a whole number >= 1, got 0"),
         ({"trials": 2.5}, "expected trials as a whole number"),
     ],
@@ -322,9 +359,10 @@ def test_bad_options(options, said):
         dsl_godel(**options)
 
 
+@pytest.mark.parametrize("name", ["dsl_godel", "dsl_godel_breeds"])
 @pytest.mark.parametrize("profile", [None, "smoke", "standard", "full"])
-def test_the_study_can_be_planned(profile):
-    study = plan(ROOT / "studies" / "dsl_godel.toml", profile)
+def test_the_study_can_be_planned(profile, name):
+    study = plan(ROOT / "studies" / f"{name}.toml", profile)
     evaluations = {v.evaluations for v in study.variants if v.searches and v.own.budget == "equal"}
     assert len(evaluations) == 1
 
@@ -332,9 +370,26 @@ def test_the_study_can_be_planned(profile):
 def test_a_run_from_start_to_text(tmp_path, monkeypatch, compile_cache):
     """A small run is judged, kept and shown in words."""
     monkeypatch.chdir(tmp_path)
-    said = cli("run", "dsl_godel", "--profile", "smoke", "--name", "r", "--json")
+    # With random agents: the profile's own strategy is run by docs/dsl_godel.md.
+    said = cli("run", "dsl_godel", "--profile", "smoke", "--strategy", "random_search", "--name", "r", "--json")
     assert said.code == 0, said.err
     rows = cli("archive", "query", "r", "SELECT text, metrics FROM lineage", "--json")
     assert rows.code == 0, rows.err
     assert len(rows.data) == 16 and all("solved" in str(row) for row in rows.data)
     assert any("mutation: " in str(row) and "solver: " in str(row) for row in rows.data)
+
+
+def test_the_improvement_is_a_ratio_of_shares_with_an_interval_over_searches(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.open_ended import ratio_of
+
+    assert ratio_of(np.array([[0.2, 0.5]])) == {"seed_agent": 0.2, "champion": 0.5, "ratio": pytest.approx(2.5)}
+    # Log ratios 0, log 2, log 4; the t quantile of two degrees of freedom is 4.302653.
+    made = ratio_of(np.array([[0.1, 0.1], [0.1, 0.2], [0.1, 0.4]]))
+    reach = np.exp(4.302653 * np.log(2) / np.sqrt(3))
+    assert [made[name] for name in ("ratio", "low", "high")] == pytest.approx([2.0, 2.0 / reach, 2.0 * reach], rel=1e-5)
+    # Where somebody solved nothing there is no log: the ratio of the means, if there is one.
+    assert ratio_of(np.array([[0.0, 0.2], [0.2, 0.4]])) == pytest.approx(
+        {"seed_agent": 0.1, "champion": 0.3, "ratio": 3.0}
+    )
+    assert "ratio" not in ratio_of(np.array([[0.0, 0.2], [0.0, 0.4]]))

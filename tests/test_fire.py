@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fire_workload import Server, acknowledged, kill_until_done
-from helpers import call, cli, lineage_files, start
+from helpers import call, cli, lineage_files, start, write_tasks
 
 from evometa.archives.check import check
 from evometa.archives.read import Archive
@@ -19,6 +20,7 @@ from evometa.archives.read import Archive
 pytest_plugins = ["shared"]
 KILLS = 50
 LONG = {"generations": 60}
+COMPILED = ("run", "ridge.py", "--population", 8, "--seed", 3, "--set", "plan.block=4", "--name", "ridge")
 SLOW = {"env": {"EVOMETA_TEST_SLEEP": "0.005"}}
 
 
@@ -60,8 +62,9 @@ def parts(run: Path) -> int:
 @pytest.mark.timeout(1800)  # on a machine that is busy with other things
 def test_fifty_kills_at_any_moment(server, calm):
     """Reliability R2: acknowledged rows are there after each, none twice, and in the end the undisturbed run's bytes."""
+    calm(3)  # compiles
     began = time.monotonic()
-    calm(3)
+    calm(3, seed=1)
     longest = min(4.0, 1.5 * (time.monotonic() - began))  # of a start, a few generations and an end on this machine
     hit, seed = 0, 0
     while hit < KILLS:
@@ -78,9 +81,8 @@ def test_fifty_kills_at_any_moment(server, calm):
 def test_five_kills_of_a_compiled_run(folder, compile_cache):
     """Blocks of generations in one program, from a warm cache."""
     env = {"JAX_COMPILATION_CACHE_DIR": compile_cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    arguments = ("run", "ridge.py", "--population", 8, "--seed", 3, "--set", "plan.block=4", "--name", "ridge")
     run, draw = folder / "runs/ridge", random.Random(5)
-    command = (*arguments, "--generations", 20000)
+    command = (*COMPILED, "--generations", 20000)
     for kill in range(5):
         process = start(folder, *command, **env)
         before = parts(run)
@@ -92,7 +94,7 @@ def test_five_kills_of_a_compiled_run(folder, compile_cache):
         command = ("resume", "ridge")
         assert check(run).problems == []
     total = Archive(run).generations()
-    assert cli(*arguments, "--generations", total, "--out", "calm").code == 0
+    assert cli(*COMPILED, "--generations", total, "--out", "calm").code == 0
     assert lineage_files(folder / "calm/ridge") == lineage_files(run)
 
 
@@ -116,11 +118,20 @@ def test_signals_under_load(server, calm, number):
     assert server.end() == 0 and lineage_files(run) == calm(60)
 
 
+@pytest.fixture(scope="module")
+def calm_ridge(tmp_path_factory, compile_cache):
+    """The lineage files of a compiled run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    write_tasks(folder)
+    with contextlib.chdir(folder):
+        assert cli(*COMPILED, "--generations", 8).code == 0
+    return lineage_files(folder / "runs/ridge")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signals_while_it_compiles(folder, number):
+def test_signals_while_it_compiles(folder, number, calm_ridge, compile_cache):
     """From the first moment that there is a run: in mid-compile, or in a block. Nothing is torn, and it goes on."""
-    arguments = ("run", "ridge.py", "--population", 8, "--seed", 3, "--set", "plan.block=4", "--name", "ridge")
-    process = start(folder, *arguments, "--generations", 8)
+    process = start(folder, *COMPILED, "--generations", 8)  # and keeps nothing that it compiles
     run = folder / "runs/ridge"
     wait_for(lambda: (run / "run.json").exists() or process.poll() is not None)
     time.sleep(0.05)
@@ -128,9 +139,8 @@ def test_signals_while_it_compiles(folder, number):
     out, err = process.communicate(timeout=200)
     assert process.returncode in (128 + number, 0), err
     assert "Traceback" not in err and ("stopped by" in err or process.returncode == 0), err
-    assert call(folder, "resume", "ridge").code == 0
-    assert cli(*arguments, "--generations", 8, "--out", "calm").code == 0
-    assert lineage_files(folder / "calm/ridge") == lineage_files(run) and check(run).problems == []
+    assert call(folder, "resume", "ridge", JAX_COMPILATION_CACHE_DIR=compile_cache).code == 0
+    assert lineage_files(run) == calm_ridge and check(run).problems == []
 
 
 def test_a_second_process_on_the_same_run_harms_nothing(server, calm, monkeypatch):

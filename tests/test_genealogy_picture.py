@@ -1,13 +1,16 @@
 """The genealogy to look at: rows that do not overlap, repeats left out, the champion's line, and a tree for the terminal."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from helpers import cli, one_line
 
 from evometa.archives.read import Archive
+from evometa.reports import genealogy_figure
 from evometa.reports.genealogy import Family, ancestors, champion_name, eminent, family, rows_of, tree_text
 
 pytest_plugins = ["shared"]
@@ -144,6 +147,42 @@ def test_pictures_are_files_of_their_kind(explored, tmp_path):
     one_line(cli("archive", "lineage", path, "5:1", "--to", tmp_path / "tree.csv"), 2, "Leave out 5:1")
     one_line(cli("archive", "lineage", path, "--to", tmp_path / "tree.gif"), 2, ".svg, .png, .json")
     one_line(cli("archive", "lineage", path, "99:1", "--to", tmp_path / "tree.svg"), 3, "99")
+
+
+def test_five_thousand_candidates_are_drawn_readably(tmp_path, monkeypatch):
+    """Everybody has a dot in the frame; dots are smaller than rows are apart, and no two life lines share a place."""
+    people = crowd(100, 50)
+    monkeypatch.setattr(genealogy_figure, "family", lambda path: people)
+    monkeypatch.setattr(genealogy_figure, "champion_name", lambda path: (99, 7))
+    drawn = ElementTree.parse(genealogy_figure.picture(tmp_path / "crowd", tmp_path / "crowd.svg")).getroot()
+    width, height = float(drawn.attrib["width"]), float(drawn.attrib["height"])
+    assert width <= 1700 and height <= 1200  # a page, not a scroll
+
+    spots, sizes = {}, set()
+    for dot in drawn.iter("{http://www.w3.org/2000/svg}path"):
+        who = re.search(r"; who: (\d+):(\d+)", dot.get("aria-label", ""))
+        if who is not None:
+            x, y = (float(number) for number in re.findall(r"[-\d.]+", dot.attrib["transform"]))
+            spots[int(who[1]) * 50 + int(who[2])] = (x, y)
+            sizes.add(
+                2 * float(dot.attrib["d"].partition(",")[0].removeprefix("M"))
+            )  # a circle begins at its right end
+    assert len(spots) == 5000 and len(sizes) == 1
+    x, y = np.array([spots[row] for row in range(5000)]).T
+    assert x.min() >= 0 and x.max() <= width and y.min() >= 0 and y.max() <= height
+    assert np.ptp(x.reshape(100, 50), axis=1).max() < 1e-6 and (np.diff(x[::50]) > 3 * max(sizes)).all()
+
+    last = people.generation.copy()
+    np.maximum.at(last, people.mother[people.mother >= 0], people.generation[people.mother >= 0])
+    rows = {}
+    for row in np.flatnonzero(np.isin(np.arange(5000), people.mother)).tolist():
+        rows.setdefault(round(float(y[row]), 3), []).append((int(people.generation[row]), int(last[row])))
+    assert np.diff(sorted(rows)).min() > max(sizes)
+    for lives in rows.values():
+        assert all(one[1] < two[0] for one, two in pairwise(sorted(lives)))
+    # The champion's line runs through the middle.
+    line = y[people.line(99 * 50 + 7)]
+    assert np.abs(line - (y.min() + y.max()) / 2).max() < 0.1 * np.ptp(y)
 
 
 def test_without_a_candidate_it_is_the_champion(explored):

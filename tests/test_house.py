@@ -38,7 +38,7 @@ BELOW = {
 }
 # Between rooms of one floor only these stairs, within folders everything.
 STAIRS = {
-    "ground": "contract>errors contract>space programs/>errors column>errors column>programs/ space>errors space>column"
+    "ground": "errors>printable contract>errors contract>space programs/>errors column>errors column>programs/ space>errors space>column"
     " space>programs/ likely>statistics"
     " power>statistics comparison>errors comparison>statistics comparison>power"
     " verdict>errors verdict>statistics verdict>comparison",

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import cli
 
@@ -222,6 +223,20 @@ def test_momentum_by_hand_keeps_the_rate():
     for _ in range(100):
         step, memory = RULES["momentum"].step({"forget1": 0.1}, memory, now)
     assert float(step[0]) == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_nadamw_is_that_of_optax():
+    """At a constant rate (`anneal` 0), decay included: a training of 30 steps on moving gradients."""
+    candidate = {"forget1": 0.1, "forget2": 1e-2, "epsilon": 1e-8, "decay": 0.05, "anneal": 0.0}
+    theirs = optax.nadamw(1.0, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.05)
+    w = other = jnp.linspace(-1.0, 1.0, 5)
+    state, memory = theirs.init(other), jnp.zeros((2, 5))
+    for t in range(1, 31):
+        gradient = jnp.sin(3.0 * t + jnp.arange(5.0))
+        step, memory = RULES["nadamw"].step(candidate, memory, module.Now(w, gradient, float(t), t / 30))
+        moves, state = theirs.update(gradient, state, other)
+        w, other = w + 0.01 * step, other + 0.01 * moves
+    np.testing.assert_allclose(w, other, rtol=1e-4, atol=1e-6)
 
 
 def test_annealing_falls_from_one_to_a_step():

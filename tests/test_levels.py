@@ -12,6 +12,7 @@ import evometa
 from evometa.archives.read import Archive
 from evometa.contract import Split
 from evometa.deployment import deployed_spec
+from evometa.errors import ConfigError
 from evometa.levels import deal
 from evometa.session import prepare
 from evometa.space import Space, categorical, integer, log, real, weights
@@ -27,6 +28,21 @@ def run(*arguments, name="x"):
     said = cli("run", *arguments, "--name", name)
     assert said.code == 0, said.err
     return evometa.open(f"runs/{name}")
+
+
+def test_workers_take_a_compiled_search_of_searches_on_one_device(folder, compile_cache):
+    """Its last bits follow the number of devices: two would not be the bytes of inline (determinism contract)."""
+    spec = {
+        "task": "ridge.py",
+        "levels": 2,
+        "population": 4,
+        "backend": "processes",
+        "workers": 1,
+        "nest": {"population": 4},
+    }
+    assert prepare(build(spec)).plan.devices == 1
+    with pytest.raises(ConfigError, match=r"start it anew with: --set plan\.devices=1"):
+        prepare(build({**spec, "plan": {"devices": 2}}))
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2, 3])

@@ -232,7 +232,8 @@ def losses(given=None, names=(*unlabelled.TRAIN, *unlabelled.VALIDATION), **task
     domains = [task.domain(name) for name in names]
     data = [(domain.support(), domain.queries["probe"]()) for domain in domains]
     stacked = jax.tree.map(lambda *x: np.stack(x), *data)
-    given = task.space.decode(jnp.asarray(task.space.encode(given or task.baseline)))
+    genome = given if isinstance(given, np.ndarray) else task.space.encode(given or task.baseline)
+    given = task.space.decode(jnp.asarray(genome))
     return np.asarray(run(given, *stacked)["loss"])
 
 
@@ -245,8 +246,9 @@ def test_there_is_something_to_learn_and_principal_components_learn_it():
     # A rule that diverges loses; what is no rule fails, which evometa says of NaN.
     diverging = rule("change square pre", "change mul change change", "change mul change w", "change mul change w")
     np.testing.assert_allclose(losses(candidate(diverging, rate=100.0)), 1.0, atol=1e-6)
-    refused = Code(np.full_like(empty_rule().tokens, 999), empty_rule().constants)
-    assert np.isnan(losses(candidate(refused))).all()
+    refused = local_rule().space.encode(local_rule().baseline)
+    refused[: 5 * PLASTICITY.length] = 999  # as a genome: a space encodes no such thing
+    assert np.isnan(losses(refused)).all()
 
 
 def test_known_rules_are_the_rules():
@@ -273,7 +275,7 @@ def test_the_references_learn_in_closed_form():
 
 def test_the_controls_are_other_rules():
     controls = local_rule().controls
-    assert set(controls) == {"hebb", "oja", "subspace", "bcm", "pca", "raw"}
+    assert set(controls) == {"hebb", "oja", "subspace", "bcm", "pca", "raw", "sanger", "autoencoder"}
     assert all(local_rule(**options).name == "local_rule" for options in controls.values())
 
 

@@ -1,12 +1,13 @@
 """Open-ended search as a whole: true parents, ablations, a full repertoire, islands, luck, and the diary of a run."""
 
+import json
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import cli, one_line
+from helpers import cli, columns, one_line
 from test_open_ended_parts import MIXED, OPERATOR
 
 from evometa import testing
@@ -206,6 +207,28 @@ def test_an_island_without_members_borrows_parents_and_says_so():
     assert int(state.counts[3]) == 4 + 4 and np.asarray(state.members.held).reshape(2, 32)[1].any()
 
 
+def test_every_island_that_is_empty_leaves_its_own_trace():
+    """Islands 1 and 3 of four fail at first, island 3 for longer; 30 places are not divided by four."""
+    options = {"islands": 4, "capacity": 30, "rejudge": 0.0, "migrants": 0, "crossover": 0.0}
+
+    def some_fail(genomes, generation):
+        home = np.arange(P) % 4
+        fails = ((home == 1) & (generation < 1)) | ((home == 3) & (generation < 3))
+        return np.where(fails, np.inf, bowl(genomes, generation))
+
+    strategy, log = searched(5, some_fail, **options)
+    assert [state.empty.tolist() for _, state, *_ in log] == [[-1] * 4, *[[-1, 1, -1, 1]] * 4]
+    # Two rows each: island 1 borrows parents once, island 3 three times.
+    assert int(log[-1][1].counts[3]) == 2 + 3 * 2
+    borrowed = "island {} has no members; its parents come from the others"
+    assert notes(strategy, log[-1][1]) == [
+        "generation 0: 28 of the 30 places are used: 7 on each of 4 islands",
+        *(f"generation 1: {borrowed.format(island)}" for island in (1, 3)),
+        "generation 3: full: the repertoire's 28 places on 4 islands do not hold every viable candidate; from now on"
+        " the worse of the two most alike makes room",
+    ]
+
+
 @pytest.mark.parametrize("options", [SMALL, ISLANDS])
 def test_a_stopped_search_goes_on_with_the_same_bits(options):
     strategy, ask, tell = made(**options)
@@ -284,3 +307,85 @@ def test_a_run_writes_what_happened_into_its_diary_once(folder):
     assert cli("archive", "check", "runs/one").code == 0
     said = cli("run", "ridge.py", *options, "--set", "strategy_options.parents=best_only", "--generations", 1)
     one_line(said, 4, "best-only", "Did you mean")
+
+
+def test_a_run_may_record_at_what_rates_children_were_made(folder):
+    """The same search, with the rates of every child beside it; shown with the candidate and from parent to child."""
+    run = (
+        "run",
+        "ridge.py",
+        "--strategy",
+        "open_ended",
+        "--population",
+        8,
+        "--generations",
+        4,
+        "--set",
+        "plan.block=2",
+    )
+    options = ("strategy_options.capacity=32", "strategy_options.sigma=0.2")
+    settings = [word for option in options for word in ("--set", option)]
+    assert cli(*run, *settings, "--name", "plain").code == 0
+    assert cli(*run, *settings, "--set", "strategy_options.record_rates=true", "--name", "told").code == 0
+    names = ("generation", "index", "parents", "genome", "fitness", "operator")
+    plain, told = (columns(folder / "runs" / name, *names, "extras") for name in ("plain", "told"))
+    assert told.select(names).equals(plain.select(names)) and plain["extras"].null_count == 32
+
+    rows = told.to_pylist()
+    made = {(r["generation"], r["index"]): json.loads(r["extras"])["rates"] for r in rows if r["extras"]}
+    genomes = {(r["generation"], r["index"]): r["genome"] for r in rows}
+    asked_again = {
+        key
+        for key, g in genomes.items()
+        for row in rows
+        if (row["generation"], row["index"]) < key and row["genome"] == g
+    }
+    # The start, random rows of the first generation and members asked again were not made at any rates.
+    assert set(made) == {(0, 1), (0, 2), (0, 3)} | {key for key in genomes if key[0] > 0 and key not in asked_again}
+    assert all(set(rates) == {"step", "crossover"} for rates in made.values())
+    # Mutants of the start are made at rates a step of self-adaptation away from the hyperparameters'.
+    assert all(0.02 < rates["step"] < 1.0 and 0.05 < rates["crossover"] < 0.9 for rates in made.values())
+    assert len({rates["step"] for rates in made.values()}) == len(made)
+
+    child = next(
+        r
+        for r in rows[::-1]
+        if r["extras"] and r["parents"] and (p := r["parents"][0]) and (p["generation"], p["index"]) in made
+    )
+    who, mother = (
+        (child["generation"], child["index"]),
+        (child["parents"][0]["generation"], child["parents"][0]["index"]),
+    )
+    said = cli("archive", "show", "told", "{}:{}".format(*who))
+    assert "made with crossover {crossover:.3g}, step {step:.3g}".format(**made[who]) in said.out
+    said = cli("archive", "diff", "told", "{}:{}".format(*who), "--depth", 1)
+    assert f"made with step {made[mother]['step']:.3g} -> {made[who]['step']:.3g}" in said.out
+    assert "made with" not in cli("archive", "show", "plain", "{}:{}".format(*who)).out
+    assert cli("resume", "told", "--generations", 6).code == 0 and cli("archive", "check", "told").code == 0
+
+
+def test_a_run_with_empty_islands_says_which(folder):
+    """Eight islands of one row; whoever is worse than the median of the first generation leaves its island empty."""
+    options = {
+        "islands": 8,
+        "migrants": 0,
+        "criterion": "median",
+        "slack": 0.0,
+        "rejudge": 0.0,
+        "warm": 0.0,
+        "capacity": 60,
+    }
+    settings = [word for name, value in options.items() for word in ("--set", f"strategy_options.{name}={value}")]
+    run = ("run", "ridge.py", "--strategy", "open_ended", "--population", 8, "--generations", 3, *settings)
+    assert cli(*run, "--name", "isles").code == 0
+    path = folder / "runs" / "isles"
+    first = columns(path, "generation", "index", "fitness").slice(0, 8)
+    fitness = np.array(first["fitness"].to_pylist(), np.float32)
+    said = [entry["text"] for entry in events.read(path) if entry["kind"] == "note"]
+    assert said[0] == "generation 0: 56 of the 60 places are used: 7 on each of 8 islands"
+    empty = np.flatnonzero(~(fitness <= np.median(fitness)))
+    assert len(empty) == 4
+    assert said[1:] == [
+        f"generation 1: island {island} has no members; its parents come from the others" for island in empty
+    ]
+    assert cli("archive", "check", "runs/isles").code == 0

@@ -1,5 +1,7 @@
 """Parts of open-ended search: who becomes a parent, who keeps a place, who inherits, and how children are made."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,6 +275,24 @@ def test_a_program_of_the_genome_sets_the_rates():
     fixed = breeding(AGENT, self_modification=False)
     assert fixed.said(jax.random.key(0), agent("step = add(share, share)"), facts) == 0.0
     assert breeding(MIXED).operator is None
+
+
+BOTH = dataclasses.replace(
+    OPERATOR, inputs=(*OPERATOR.inputs, Register("seen", "scalar")),
+    outputs=(Register("weight", "scalar"), *OPERATOR.outputs),
+)  # fmt: skip
+
+
+def test_a_program_may_serve_the_task_and_the_strategy():
+    """Outputs that are no genes are the task's affair; inputs that are no facts are 0 here."""
+    space = Space({"mutation": program(BOTH), "x": real(0, 1)})
+    made = breeding(space)
+    facts = {name: jnp.full((1,), 0.25) for name in ("share", "children", "age", "looks")}
+    words = code(BOTH, "weight = add(seen, share)\nstep = add(weight, share)\nchanges = sub(share, seen)")
+    said = jax.jit(made.said)(jax.random.key(0), jnp.append(jnp.asarray(words), 0.5)[None], facts)
+    np.testing.assert_allclose(np.asarray(said), [[0.5, 0, 0.25, 0, 0]])
+    alone = dataclasses.replace(OPERATOR, outputs=(Register("weight", "scalar"),))
+    assert breeding(Space({"mutation": program(alone)})).operator is None
 
 
 def test_behaviour_is_what_a_program_answers():

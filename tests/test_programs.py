@@ -220,42 +220,6 @@ def test_host_and_compiled_check_agree(seed, name):
     assert isinstance(decoded, Program) or decoded.reason in WRONG
 
 
-def test_a_million_arrays_run_within_bounds():
-    """Any numbers whatever, finite or not: a program or a refusal, in one compiled call, nothing raised."""
-    from evometa.programs.vary import random_programs
-
-    words, batch, machine = SMALL, 50_000, Machine(SMALL, (1, 2))
-    inputs = {"g": jnp.array([0.5, -1.0, 3.0]), "f": jnp.array([1.0, 2.0]), "t": 1.0}
-
-    def outcome(numbers):
-        ready = prepare(words, split(words, numbers))
-        memory = machine.start(ready, inputs)
-        for _ in range(2):
-            out, memory = machine.step(ready, memory, inputs)
-        return ready.refused, out["step"]
-
-    @jax.jit
-    def wave(key):
-        keys = jax.random.split(key, 5)
-        valid = random_programs(words, keys[0], batch // 2)
-        size = (batch // 2, words.size)
-        # Whole numbers around the valid ones, wild floats, and valid programs with a few numbers replaced.
-        near = jax.random.randint(keys[1], size, -1, 12).astype(jnp.float32)
-        wild = jax.lax.bitcast_convert_type(jax.random.bits(keys[2], size), jnp.float32)
-        hit = jnp.where(jax.random.bernoulli(keys[3], 0.5, size), near, wild)
-        broken = jnp.where(jax.random.bernoulli(keys[4], 0.03, size), hit, valid)
-        refused, steps = jax.vmap(outcome)(jnp.concatenate([valid, broken]))
-        return refused, jnp.isnan(steps).all(axis=1)
-
-    refused = np.zeros(2)
-    for number in range(20):
-        flags, silent = wave(jax.random.key(number))
-        assert not bool(flags[: batch // 2].any()), "a random program was refused"
-        assert bool((silent | ~flags).all()), "a refused program spoke"
-        refused += [flags[: batch // 2].sum(), flags[batch // 2 :].sum()]
-    assert refused[0] == 0 and 0.2 < refused[1] / (10 * batch) < 0.95
-
-
 # --- in a space ---------------------------------------------------------------------------------------
 
 
@@ -290,7 +254,7 @@ def test_mistakes_are_told():
     space = Space({"rule": program("optimizer")})
     with pytest.raises(ConfigError, match=r"'rule' expected a program: the name of a known rule, .* got int"):
         space.encode({"rule": 3})
-    with pytest.raises(ConfigError, match=r"expected tokens \[18, 5\] and \[6\] constants, got \[2, 5\]"):
+    with pytest.raises(ConfigError, match=r"tokens \[18, 5\] and \[6\] constants, got \[2, 5\]"):
         space.encode({"rule": Code(np.zeros((2, 5), np.int32), np.zeros(6))})
     with pytest.raises(ConfigError, match="expected a program of vocabulary 'optimizer', got one of 'small'"):
         space.encode({"rule": disassemble(SMALL, code(("copy", "step", "g")))})
@@ -304,6 +268,8 @@ def test_mistakes_are_told():
         Machine(SMALL, (3,)).step(prepare(SMALL, code()), jnp.zeros((4, 3)), {"g": 0.0, "f": 0.0})
     with pytest.raises(ConfigError, match=r"input 'g' is a tensor and expected shape \(3,\) or \(\), got \(4,\)"):
         Machine(SMALL, (3,)).step(prepare(SMALL, code()), jnp.zeros((4, 3)), {"g": jnp.ones(4), "f": 0.0, "t": 1.0})
+    with pytest.raises(ConfigError, match="vocabulary 'small' has no output 'stop'; it has step. Did you mean .step."):
+        Machine(SMALL, (3,)).step(prepare(SMALL, code()), jnp.zeros((4, 3)), {"g": 0.0, "f": 0.0, "t": 1.0})[0]["stop"]
     with pytest.raises(ConfigError, match="lacks the output change"):
         SMALL.require("task", ("g", "f", "t"), ("change",))
     with pytest.raises(ConfigError, match=r"genetic: searches .* got program \(rule\). Use "):

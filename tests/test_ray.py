@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import platform
 import secrets
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import call, cli, environment, lineage_files, one_line, start
+from ray_workload import DEEDS, ENGINE, ROUGH
 
+from evometa.archives import events
 from evometa.archives.read import Archive
 
 pytest_plugins = ["shared"]
@@ -24,59 +27,6 @@ pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not ins
 
 HERE = Path(__file__).parent
 
-# What mode.json says: how long a training takes, whether large candidates hang, and what is killed once.
-ROUGH = '''"""Candidates that take their time; some hang, some kill what computes them."""
-import json
-import os
-import pathlib
-import signal
-import subprocess
-import time
-import evometa
-
-task = evometa.task(
-    name="rough",
-    runs="python",
-    space={"x": evometa.real(0, 1)},
-    baseline={"x": 0.5},
-    domains={name: {"support": n, "away": 0.1 * n} for n, name in enumerate("abc")},
-    split=evometa.Split(("a", "b"), ("c",)),
-    objective="away",
-)
-
-def parent(pid):
-    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-def kill(who):
-    try:
-        os.mkdir(f"killed-{who}")
-    except FileExistsError:
-        return
-    warden = os.getppid()
-    os.kill({"worker": os.getpid(), "warden": warden, "ray": parent(warden)}[who], signal.SIGKILL)
-    time.sleep(60)
-
-@task.fit
-def fit(key, candidate, support):
-    mode = json.loads(pathlib.Path("mode.json").read_text())
-    with open("calls.txt", "a") as file:
-        file.write(f"{os.getpid()} {key} {candidate['x']!r} {support}\\n")
-    for who in mode.get("kill", []):
-        kill(who)
-    if mode.get("hang") and candidate["x"] > 0.6:
-        time.sleep(987)
-    if mode.get("family"):
-        subprocess.Popen(["sleep", "987"], start_new_session=True)
-    time.sleep(mode.get("nap", 0))
-    return candidate["x"]
-
-@task.judge
-def judge(key, x, query):
-    if pathlib.Path("devices").exists():
-        with open("devices", "a") as file:
-            file.write(os.environ.get("CUDA_VISIBLE_DEVICES", "none") + "\\n")
-    return {"loss": (x - query) ** 2}
-'''
 RUN = ("run", "rough.py", "--strategy", "genetic", "--population", 6, "--generations", 4, "--name", "x")
 TRAININGS = 6 * 4 * 2
 
@@ -134,13 +84,23 @@ def calls(part=0):
     return [int(line[0]) for line in lines] if part == 0 else [tuple(line[1:]) for line in lines]
 
 
-def calm(*arguments, out="calm", **said):
-    """The lineage of the same run in this process."""
+CALM = {}
+
+
+def calm(*arguments, **said):
+    """The lineage of the same run in this process; computed once."""
     mode(**said)
-    done = cli(*(arguments or RUN), "--backend", "inline", "--out", out)
-    assert done.code == 0, done.err
-    Path("calls.txt").unlink(missing_ok=True)
-    return lineage_files(Path(out) / "x")
+    if (arguments, *said) not in CALM:
+        done = cli(*(arguments or RUN), "--backend", "inline", "--out", "calm")
+        assert done.code == 0, done.err
+        Path("calls.txt").unlink(missing_ok=True)
+        CALM[arguments, *said] = lineage_files(Path("calm/x"))
+    return CALM[arguments, *said]
+
+
+def notes():
+    """What the diary says of the nodes."""
+    return [entry["text"] for entry in events.diary(Path("runs/x")) if entry["kind"] == "note"]
 
 
 def wait_for(condition, process=None, seconds=150.0):
@@ -185,6 +145,17 @@ def test_a_cluster_gives_the_bytes_of_one_process(rough, cluster):
     assert wait_for(lambda: not evaluators(cluster.token)), evaluators(cluster.token)
 
 
+def test_a_cluster_gives_the_bytes_of_one_process_behind_a_hurdle(rough, cluster):
+    """Two rounds over the cluster: everybody on the hurdle's domain, and on the other who passes."""
+    hurdled = (*RUN, "--set", "hurdle.domains=1")
+    expected = calm(*hurdled)
+    said = call(rough, *hurdled, "--backend", "ray", **cluster.env)
+    assert said.code == 0, said.err
+    assert lineage_files(rough / "runs/x") == expected
+    assert [line[-1] for line in calls(None)].count("0") == 6 * 4
+    assert [line[-1] for line in calls(None)].count("1") == 3 * 4
+
+
 def test_a_cluster_gives_the_bytes_of_one_process_for_a_jax_task(copies, cluster, compile_cache):
     env = {"JAX_COMPILATION_CACHE_DIR": compile_cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     made = ("--population", 8, "--seed", 3, "--generations", 12, "--set", "plan.block=4", "--set", "plan.devices=2")
@@ -220,14 +191,18 @@ def test_a_node_leaves_and_another_comes(rough, cluster):
     known = set(calls())
     cluster.tell("add 1:1")
     assert wait_for(lambda: set(calls()) - known, process), "the new node has work"
-    before = len(calls())
-    wait_for(lambda: len(calls()) >= before + 6, process)  # and is seen
+    assert wait_for(lambda: len(notes()) == 3, process), "both are seen"
     mode()
     out, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
     assert lineage_files(rough / "runs/x") == expected
     assert " left (1 worker); " in err and " joined (1 worker); " in err, err
     assert TRAININGS <= len(calls()) <= TRAININGS + 2 and len(set(calls(None))) == TRAININGS
+    first, *changes = notes()
+    assert first == "ray: 2 nodes, 2 workers", first
+    assert sorted(word for text in changes for word in text.split() if word in ("joined", "left")) == ["joined", "left"]
+    extras = [json.loads(text)["hosts"] for text in Archive(rough / "runs/x").timings()["extras"].to_pylist()]
+    assert len(extras) == 4 and all(hosts == {platform.node(): 12} for hosts in extras), extras
 
 
 def stopped(process, number, count):
@@ -254,7 +229,7 @@ def test_a_driver_is_killed_and_the_run_goes_on_on_a_new_cluster(rough, cluster)
     assert "ray: 1 node, 2 workers\n" in said.err
     assert lineage_files(rough / "runs/x") == expected
     assert before < TRAININGS and len(set(calls(None))) == TRAININGS
-    assert len(calls()) <= TRAININGS + 2, "nothing is computed again but the two that were under way"
+    assert len(calls()) <= TRAININGS + 4, "computed again: two that were under way, and two whose results were"
     assert cli("archive", "check", "x").code == 0
     assert not with_token(new["RAY_AUTH_TOKEN"]), "a local cluster ends with its driver"
 
@@ -299,72 +274,6 @@ def test_a_worker_sees_the_gpu_that_ray_gave_it(rough, cluster):
     assert set((rough / "devices").read_text().split()) == {"0"}
 
 
-ENGINE = """
-import os, sys
-from concurrent.futures import Future
-from evometa.backends import ray as engines
-from evometa.backends.dispatch import Limits, work
-from evometa.errors import EvometaError
-from evometa.types import Failure
-
-def unit(number, deed, seconds=None):
-    return work("scope", [(number, "", 0)], {"deed": deed}, b"", Limits(seconds))
-
-def one(engine):
-    while not (found := engine.wait(None)):
-        pass
-    return found[0]
-
-notes = []
-engine = engines.RayEngine({"builder": "deeds:build", "plan": {"platform": "cpu"}}, note=notes.append)
-assert notes == ["ray: 2 nodes, 2 workers"] and engine.capacity == 4, notes
-engine.submit(1, unit(1, "fine"))
-assert one(engine).outcomes == {(1, "", 0): {"failure": 0, "threads": os.environ.get("OMP_NUM_THREADS")}}
-engine.submit(2, unit(2, "refuse"))
-assert str(one(engine).refusal) == "not here"
-engine.submit(3, unit(3, "sleep"))
-assert engine.wait(0.1) == []
-engine.cancel(3)
-assert engine.wait(None) == [], "nothing is out any more"
-engine.submit(4, unit(4, "sleep", 500.0))
-engines._SILENCE = -1000.0 - 1.0
-lost = one(engine)
-assert (lost.failure, lost.message) == (Failure.WORKER_LOST, "its node says nothing")
-for tries in range(4):
-    found, future = [], Future()
-    future.set_exception(sys.modules["ray"].exceptions.NodeDiedError("it left"))
-    if tries == 0:
-        engine.submit(6, unit(6, "fine"))
-    engine._take((6, engine._out[6].task, future), found)
-    assert bool(found) == (tries == 3), "sent again three times"
-assert (found[0].failure, found[0].message) == (Failure.WORKER_LOST, "its node was lost")
-engine._order = ["nothing that Ray knows"]
-engine._digest = "another"
-engine.submit(5, unit(5, "fine"))
-assert "every node needs the same installation" in str(one(engine).refusal).lower()
-engine.close()
-engine.close()
-assert "ray" in sys.modules and not sys.modules["ray"].is_initialized()
-"""
-DEEDS = """
-import os, subprocess
-from evometa.errors import ConfigError
-
-class Deeds:
-    def answer(self, head, body, say):
-        deed = head["work"]["deed"]
-        if deed == "refuse":
-            raise ConfigError("not here")
-        say.begin(0)
-        if deed == "sleep":
-            subprocess.run(["sleep", "987"], start_new_session=True)
-        say.done(0, {"failure": 0, "threads": os.environ.get("OMP_NUM_THREADS")})
-
-def build(order):
-    return Deeds()
-"""
-
-
 def python(folder, text, **env):
     command, kept = [sys.executable, "-c", text], environment(**{"PYTHONPATH": str(folder), **env})
     return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True, timeout=200, check=False)
@@ -384,20 +293,47 @@ def test_what_is_wrong_with_a_cluster_is_one_line(rough, cluster):
     one_line(
         call(rough, *RUN, "--backend", "ray", **nowhere), 4, "no Ray cluster answers at 127.0.0.1:9", "RAY_ADDRESS"
     )
-    join = "from evometa.backends.ray_cluster import connection\nfrom evometa.errors import ConfigError\n"
-    join += "try:\n    connection.acquire(1)\nexcept ConfigError as error:\n    print(error)"
-    said = python(rough, join, **{**cluster.env, "RAY_ADDRESS": "ray://127.0.0.1:10001"}).stdout
-    assert "ray job submit" in said and said.count("\n") == 1
+    join = "import os\nfrom evometa.backends.ray_cluster import connection\nfrom evometa.errors import ConfigError\n"
+    join += "for address in os.environ['ADDRESSES'].split():\n    os.environ['RAY_ADDRESS'] = address\n"
+    join += "    try:\n        connection.acquire(1)\n    except ConfigError as error:\n        print(error)"
+    here = cluster.env["RAY_ADDRESS"]
     cluster.tell("version 2.9.3")
     try:
-        said = python(rough, join, **cluster.env).stdout
+        first, said = python(rough, join, ADDRESSES=f"ray://127.0.0.1:10001 {here}", **cluster.env).stdout.splitlines(
+            True
+        )
     finally:
         import ray
 
         cluster.tell(f"version {ray.__version__}")
+    assert "ray job submit" in first
     assert "Ray: 2.9.3" in said and "pip install ray==VERSION" in said and said.count("\n") == 1, said
-    said = python(rough, join, **{**cluster.env, "RAY_AUTH_TOKEN": "0" * 64}).stdout
+    said = python(rough, join, ADDRESSES=here, **{**cluster.env, "RAY_AUTH_TOKEN": "0" * 64}).stdout
     assert "another token" in said and "RAY_AUTH_MODE=token" in said and said.count("\n") == 1, said
+
+
+def test_the_head_is_lost(rough, cluster):
+    """The last of this cluster. Ray would wait for a minute, and then end the driver without a word of ours."""
+    expected = calm()
+    mode(nap=0.5)
+    # A driver that is less patient.
+    text = "import sys; from evometa.backends import ray; ray._HEAD = 1.0; from evometa.cli import main; main()"
+    command = [sys.executable, "-c", text, *map(str, RUN), "--backend", "ray"]
+    process = subprocess.Popen(
+        command, cwd=rough, env=environment(**cluster.env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert wait_for(lambda: len(calls()) >= 4, process), process.communicate()
+    (head,) = (one for one in with_token(cluster.token) if "gcs_server" in one.name())
+    head.kill()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1 and out == "" and "Traceback" not in err, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("evometa: the head of the Ray cluster does not answer any more") and "resume" in last, err
+    before = len(calls())
+    mode()
+    assert cli("resume", "x", "--backend", "inline").code == 0
+    assert lineage_files(rough / "runs/x") == expected
+    assert 4 <= before < TRAININGS and len(calls()) <= TRAININGS + 4, "what was finished is kept"
 
 
 def test_who_does_not_use_ray_does_not_wait_for_it(tmp_path):

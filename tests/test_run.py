@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers import call, cli, columns, lineage_files, losses, rows_digest
+from helpers import call, cli, columns, lineage_files, losses, one_line, rows_digest
+from hostile import forge
 
 import evometa
 from evometa.archives.read import Archive
@@ -106,6 +107,15 @@ def test_a_borrowed_plan(copies):
     assert cli(*RIDGE, "--plan", "ridge", "--name", "borrowed").code == 0
     assert read_record(copies / "runs/borrowed")["plan"] == read_record(copies / "runs/ridge")["plan"]
     assert rows_digest(copies / "runs/borrowed") == rows_digest(copies / "runs/ridge")
+
+
+def test_a_forged_plan_is_one_line(copies):
+    forge(copies / "runs/ridge", lambda record: record["plan"].update(threads=4))
+    borrow = (*RIDGE, "--plan", "ridge", "--name", "borrowed")
+    one_line(cli(*borrow), 4, "expected a plan of chunk, devices, block, platform, got one with 'threads' as well")
+    assert cli("trust", "ridge").code == 0
+    one_line(cli("run", "ridge.py", "--from", "ridge@4", "--name", "forked"), 4, "'threads'")
+    assert not (copies / "runs/borrowed").exists() and not (copies / "runs/forked").exists()
 
 
 def test_all_candidates_of_a_generation_meet_the_same_luck(folder):

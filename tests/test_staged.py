@@ -104,6 +104,25 @@ def test_neither_company_nor_devices_change_a_bit():
         assert other.loss.tobytes() == one.loss[order].tobytes() and np.array_equal(other.failure, one.failure[order])
 
 
+def test_outside_a_compiled_loop_the_bits_are_the_same():
+    """Stage by stage on the host, and all in one traced program: the same rows pass, with the same bits."""
+    cells = staged(Plan(chunk=2, devices=2), keep=0.4)
+    host, traced = cells.host(KEY, GENOMES), jax.jit(cells.evaluate)(KEY, jnp.asarray(GENOMES), cells.data)
+    for one, other in zip(jax.tree.leaves(host), jax.tree.leaves(traced), strict=True):
+        assert one.tobytes() == np.asarray(other).tobytes()
+
+
+def test_what_was_not_judged_has_no_metrics_either():
+    """A chunk holds neighbours of who passes too: what was computed of them by the way is nobody's."""
+    made = evometa.task(
+        name="count", space=dict(x=evometa.real(0, 1)), baseline={"x": 0.5}, domains=TASK.domains, split=TASK.split,
+        fit=fit, judge=lambda key, learned, query: {"loss": learned, "inner_steps": jnp.float32(5)},
+    ).build()  # fmt: skip
+    cells = StagedCells(made, datasets.load(made, made.split.train), Plan(chunk=8), 1, Hurdle(2))
+    raw = cells.host(KEY, GENOMES)
+    assert np.array_equal(np.isfinite(raw.metrics["inner_steps"]), raw.evaluated) and not raw.evaluated.all()
+
+
 @pytest.mark.parametrize("below", [None, -1.0])
 def test_a_search_behind_a_hurdle(below):
     """In one compiled block. Where nobody passes, the search stands still and goes on asking."""
@@ -166,4 +185,3 @@ def test_a_hurdle_that_nobody_passes_is_noted_and_nothing_is_lost(folder, compil
     assert notes == ["generation 0: nobody passed the hurdle; the search stands still until somebody does"]
     assert Archive(folder / "runs" / "idle").table(["failure"]).num_rows == 48
     one_line(cli(*RUN[:-4], "--set", "hurdle.domains=3", "--generations", 1), 4, "1 to 2 of the 3 train domains")
-    one_line(cli("run", "plain.py", "--strategy", "genetic", *RUN[6:8]), 4, "expected a JAX task")

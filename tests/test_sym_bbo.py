@@ -13,7 +13,7 @@ from helpers import cli
 import evometa
 from evometa.errors import ConfigError
 from evometa.evaluate.cell import train_and_judge
-from evometa.programs.code import Code, assemble
+from evometa.programs.code import assemble
 from evometa.programs.interpret import prepare
 from evometa.programs.listing import parse
 from evometa.programs.vocabularies import POPULATION
@@ -55,7 +55,8 @@ def judge(**options):
         return train_and_judge(task, space.decode(genome), key, {}, {module.QUERY: data})[module.QUERY]
 
     def on(candidate, name="rastrigin", key=3):
-        genome = jnp.asarray(space.encode(candidate or task.baseline))
+        genome = candidate if isinstance(candidate, np.ndarray) else space.encode(candidate or task.baseline)
+        genome = jnp.asarray(genome)
         return {k: float(v) for k, v in one(jax.random.key(key), genome, query(task, name)).items()}
 
     return on
@@ -202,9 +203,9 @@ def test_a_rule_that_explodes_only_loses():
 
 
 def test_a_refused_program_fails():
-    tokens = coded(DE).tokens.copy()
-    tokens[0, 0] = 99
-    refused = {"rule": Code(tokens, coded(DE).constants), "select": "greedy"}
+    space = small().space
+    refused = space.encode({"rule": coded(DE), "select": "greedy"})
+    refused[0] = 99.0  # no such operation; a space encodes no such thing
     assert np.isnan(judge(instances=32)(refused)["loss"])
     assert judge(instances=32)(None)["loss"] < 1.0
 

@@ -12,17 +12,19 @@ import fcntl
 import hashlib
 import json
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evometa.archives import shapes
+from evometa.archives import mirror, shapes
 from evometa.archives.regular import open_file, read_file
 from evometa.archives.write import ensure_folder, storage, sync_folder
 from evometa.errors import IntegrityError
 
 FILE = "events.jsonl"
 START = "0" * 64
+_RACES = 50  # that an append to a shared file may lose against other machines
 Entry = dict[str, Any]
 
 
@@ -52,8 +54,19 @@ def diary(run_folder: Path) -> list[Entry]:
     return entries
 
 
-def append_line(path: Path, fields: Entry) -> Entry:
-    """Add a line to a chained file, for one of several processes at a time."""
+def append_line(path: Path, fields: Entry, *, shared: bool = False) -> Entry:
+    """Add a line to a chained file, for one of several processes at a time.
+
+    `shared`: of several machines, too, where the file lies in an object store.
+    """
+    for _ in range(_RACES if shared else 0):
+        mirror.fetch_lines(path)
+        with suppress(mirror.Overtaken):
+            return _add(path, fields)
+    return _add(path, fields)
+
+
+def _add(path: Path, fields: Entry) -> Entry:
     with storage(path):
         ensure_folder(path.parent)
         fresh = not path.exists()
@@ -90,6 +103,7 @@ def _append(descriptor: int, path: Path, fields: Entry) -> Entry:
     text = b"".join(_line(entry) for entry in lines)
     if good and data[good - 1 : good] != b"\n":
         text = b"\n" + text  # the crash tore off nothing but the end of the line
+    mirror.put_lines(path, data, data[:good] + text)
     os.ftruncate(descriptor, good)
     try:
         _write_at(descriptor, text, good)

@@ -3,182 +3,226 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from evometa.archives.schema import column, numbers
+from evometa.archives.pedigree import COLUMNS, Pedigree, key_of, pairs_of
+from evometa.archives.schema import column
 
-COLUMNS = ("generation", "index", "parents", "fitness", "operator")
+__all__ = ["COLUMNS", "Genealogy", "Line", "Source", "best_of_generations"]
+_LOOKS = 16  # candidates of a source that are looked up one by one before all of it is read
 
 
-class _Arrays(NamedTuple):
-    keys: np.ndarray  # [N] int64: generation and index
-    fitness: np.ndarray  # [N]
-    operator: np.ndarray  # [N] codes
-    counts: np.ndarray  # [N] of parents
-    parents: np.ndarray  # [E] int32 rows; or int64 keys, where rows can only be found when all are known
+class Source(NamedTuple):
+    """Some consecutive generations of a lineage."""
+
+    first: int  # its first generation
+    name: str  # changes with its rows
+    bred: Callable[[], Pedigree | None]  # those whom most ancestors are among; None: nobody knows
+    whole: Callable[[], Pedigree]  # everybody
+    one: Callable[[int, int], Pedigree]  # generation, index -> that candidate, or nobody
+
+
+class _Known(NamedTuple):
+    low: int  # the number of its first candidate
+    high: int
+    pedigree: Pedigree
+    whole: bool  # of a source, is everybody in it?
+
+
+class _Again(Exception):
+    """A source was read as a whole: its candidates have other numbers now."""
 
 
 class Genealogy:
-    """The parents of every candidate as flat arrays; built once, then walked in milliseconds.
+    """The parents of candidates as flat arrays; a source's are read when a walk reaches it, and kept.
 
-    Takes about 30 bytes per candidate. A parent that is not among the rows (a damaged archive) is left out.
+    A parent that is not among the rows (a damaged archive, or a fork's first candidates) is left out. Inside, a
+    candidate is a number: its row in what was read with it, and how many were read before that.
     """
 
     def __init__(self) -> None:
-        self._names: list[str] = []  # of the operators
-        self._tables: list[_Arrays] = []
-        self._rows = 0
-        self._population = 0  # candidates of every generation, as far as all have as many and none is missing
-        self._keys = self._offsets = np.zeros(0, np.int64)
-        self._fitness, self._operator, self._parents = np.zeros(0), np.zeros(0, np.int16), np.zeros(0, np.int32)
+        self._sources: list[Source] = []
+        self._firsts: list[int] = []
+        self._read: list[_Known] = []  # in the order of their numbers
+        self._known: dict[str, _Known] = {}  # by the source's name
+        self._numbers: dict[int, int | None] = {}  # of who was looked up alone, by key; None: nobody has that
+        self._looks: Counter[str] = Counter()  # by the source's name
 
-    def add(self, table: pa.Table) -> None:
-        """Add rows: of `COLUMNS`, sorted by (generation, index), and behind those that are there."""
-        keys = _keys(column(table, "generation"), column(table, "index"))
-        last = self._tables[-1].keys[-1] if self._tables else self._keys[-1] if len(self._keys) else -1
-        start = int(np.searchsorted(keys, last, side="right"))
-        table, keys = table.slice(start), keys[start:]  # parts overlap in a damaged archive only: the first counts
-        if not len(keys):
-            return
-        lists = table["parents"].combine_chunks()
-        pairs = lists.flatten()
-        generation, index = (numbers(pairs.field(name)) for name in ("generation", "index"))
-        counts = numbers(lists.value_lengths())
-        if self._is_dense(keys):
-            # The place is a product, not a search; and no more is kept of a parent than its row.
-            rows = (generation.astype(np.int64) - self._first) * self._population + index
-            found = (rows >= 0) & (rows < self._rows + len(keys)) & (index >= 0) & (index < self._population)
-            if not found.all():
-                child = np.repeat(np.arange(len(keys)), counts)
-                counts = np.bincount(child[found], minlength=len(keys))
-            parents = rows[found].astype(np.int32)
-        else:
-            parents = _keys(generation, index)
-        fitness = np.array(column(table, "fitness"))  # a copy: views would keep whole tables
-        self._tables.append(_Arrays(keys, fitness, self._codes(table["operator"]), counts.astype(np.int32), parents))
-        self._rows += len(keys)
+    def over(self, sources: Sequence[Source]) -> Genealogy:
+        """This, over the sources of a lineage as they are now, in order; of others nothing is kept."""
+        names = [source.name for source in sources]
+        if [source.name for source in self._sources] != names:
+            self._known = {name: known for name, known in self._known.items() if name in names}
+            self._read = sorted(self._known.values(), key=lambda known: known.low)
+            self._numbers, self._looks = {}, Counter()
+        self._sources, self._firsts = list(sources), [source.first for source in sources]
+        return self
 
-    def _is_dense(self, keys: np.ndarray) -> bool:
-        """Whether these rows are the next ones of an archive whose generations are whole and equally large."""
-        if self._rows == 0:
-            self._first = int(keys[0] >> 32)
-            self._population = int(np.searchsorted(keys, (self._first + 1) << 32))
-        if self._population:
-            places = np.arange(self._rows, self._rows + len(keys))
-            expected = ((self._first + places // self._population) << 32) + places % self._population
-            if not np.array_equal(keys, expected) or self._rows + len(keys) >= 1 << 31:
-                self._population = 0
-        return self._population > 0
+    def ancestry(self, generation: int, index: int, depth: int | None = None) -> dict[str, list[Any]] | None:
+        """Nodes and edges of `Archive.ancestry`, at most `depth` steps back. None where there is no such candidate."""
+        while True:
+            try:
+                start = self._find(key_of(generation, index))
+                if start is None:
+                    return None
+                order, children, links = self._walk(start, depth)
+                break
+            except _Again:
+                self._numbers = {}
+        with _no_collection():
+            return {"nodes": self._nodes(np.array(order)), "edges": self._edges(children, links)}
 
-    def _codes(self, operators: pa.ChunkedArray) -> np.ndarray:
-        coded = operators.combine_chunks().dictionary_encode()
-        names = coded.dictionary.to_pylist()
-        self._names += [name for name in names if name not in self._names]
-        places = np.array([self._names.index(name) for name in names], np.int16)
-        return places[numbers(coded.indices)] if len(places) else np.zeros(len(coded), np.int16)
-
-    def _gather(self) -> None:
-        """Put what was added into one array of each kind."""
-        new, self._tables = self._tables, []
-        if not new:
-            return
-        self._keys = np.concatenate([self._keys, *(table.keys for table in new)])
-        parents, counts = [self._parents], [np.diff(self._offsets)]
-        for table in new:
-            if table.parents.dtype == np.int32:
-                parents.append(table.parents)
-                counts.append(table.counts)
-                continue
-            rows = np.minimum(np.searchsorted(self._keys, table.parents), len(self._keys) - 1)
-            found = self._keys[rows] == table.parents
-            child = np.repeat(np.arange(len(table.keys)), table.counts)
-            parents.append(rows[found].astype(np.int32))
-            counts.append(np.bincount(child[found], minlength=len(table.keys)))
-        self._parents = np.concatenate(parents)
-        total = np.concatenate(counts)
-        self._offsets = np.zeros(len(total) + 1, np.int32 if len(self._parents) < 1 << 31 else np.int64)
-        np.cumsum(total, out=self._offsets[1:])
-        self._fitness = np.concatenate([self._fitness, *(table.fitness for table in new)])
-        self._operator = np.concatenate([self._operator, *(table.operator for table in new)])
-
-    def row(self, generation: int, index: int) -> int | None:
-        """The row of a candidate."""
-        self._gather()
-        key = (generation << 32) + index
-        row = int(np.searchsorted(self._keys, key))
-        return row if row < len(self._keys) and self._keys[row] == key else None
-
-    def ancestry(self, row: int, depth: int | None = None) -> dict[str, list[Any]]:
-        """Nodes and edges of `Archive.ancestry`, from a row on, at most `depth` steps back."""
+    def _walk(self, start: int, depth: int | None) -> tuple[list[int], list[int], list[int]]:
         # Views that give Python numbers: most steps meet few candidates, too few for array arithmetic to pay.
-        offsets, parents = self._offsets.data, self._parents.data
-        seen = bytearray(len(self._keys))
-        seen[row] = 1
-        order, children, links, frontier = [row], [], [], [row]
+        seen, order, children, links, frontier = {start}, [start], [], [], [start]
+        low = high = 0
+        offsets = parents = outside = memoryview(b"")
         while frontier and depth != 0:
             following = []
             for child in frontier:
-                for at in range(offsets[child], offsets[child + 1]):
+                if not low <= child < high:
+                    low, high, pedigree, _ = self._read[self._places([child])[0]]
+                    views = (array.data for array in (pedigree.offsets, pedigree.parents, pedigree.outside))
+                    offsets, parents, outside = views
+                for at in range(offsets[child - low], offsets[child - low + 1]):
                     parent = parents[at]
+                    if parent >= 0:
+                        parent += low
+                    elif (parent := self._find(outside[-1 - parent])) is None:
+                        continue
                     children.append(child)
                     links.append(parent)
-                    if not seen[parent]:
-                        seen[parent] = 1
+                    if parent not in seen:
+                        seen.add(parent)
                         following.append(parent)
             order += following
             frontier = following
             depth = None if depth is None else depth - 1
-        with _no_collection():
-            return {"nodes": self._nodes(np.array(order)), "edges": self._edges(children, links)}
+        return order, children, links
 
-    def _nodes(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        generation, index = _pairs(self._keys[rows])
-        names, codes = self._names, self._operator[rows].tolist()
+    # --- candidates by key -----------------------------------------------------------------------
+
+    def _find(self, key: int) -> int | None:
+        """The number of a candidate; None where there is none."""
+        at = bisect_right(self._firsts, key >> 32) - 1
+        if at < 0:
+            return None
+        source = self._sources[at]
+        known = self._known.get(source.name) or self._of(source, source.bred())
+        row = known.pedigree.row(key)
+        if row is not None:
+            return known.low + row
+        if known.whole:
+            return None
+        if key not in self._numbers:
+            self._looks[source.name] += 1
+            if self._looks[source.name] > _LOOKS:
+                self._of(source, None)
+                raise _Again
+            one = self._numbered(source.one(key >> 32, key & 0xFFFFFFFF), False)
+            self._numbers[key] = one.low if one.high > one.low else None
+        return self._numbers[key]
+
+    def _of(self, source: Source, bred: Pedigree | None) -> _Known:
+        found = self._numbered(source.whole() if bred is None else bred, bred is None)
+        self._known[source.name] = found
+        return found
+
+    def _numbered(self, pedigree: Pedigree, whole: bool) -> _Known:
+        low = self._read[-1].high if self._read else 0
+        found = _Known(low, low + len(pedigree.keys), pedigree, whole)
+        self._read += [found] if len(pedigree.keys) else []
+        return found
+
+    # --- the answer ------------------------------------------------------------------------------
+
+    def _nodes(self, order: np.ndarray) -> list[dict[str, Any]]:
+        fitness, operator = np.zeros(len(order)), np.zeros(len(order), object)
+        for pedigree, where, rows in self._rows(order):
+            fitness[where] = pedigree.fitness[rows]
+            operator[where] = np.array(pedigree.operators, object)[pedigree.operator[rows]]
+        generation, index = pairs_of(self._keys(order))
         return [
-            {"generation": g, "index": i, "fitness": fitness, "operator": names[code]}
-            for g, i, fitness, code in zip(generation, index, self._fitness[rows].tolist(), codes, strict=True)
+            {"generation": g, "index": i, "fitness": f, "operator": name}
+            for g, i, f, name in zip(generation, index, fitness.tolist(), operator.tolist(), strict=True)
         ]
 
     def _edges(self, children: list[int], parents: list[int]) -> list[dict[str, list[int]]]:
-        keys = self._keys
-        columns = (*_pairs(keys[np.array(children, int)]), *_pairs(keys[np.array(parents, int)]))
+        columns = [part for ids in (children, parents) for part in pairs_of(self._keys(np.array(ids, int)))]
         return [{"child": [g, i], "parent": [h, j]} for g, i, h, j in zip(*columns, strict=True)]
+
+    def _keys(self, found: np.ndarray) -> np.ndarray:
+        keys = np.zeros(len(found), np.int64)
+        for pedigree, where, rows in self._rows(found):
+            keys[where] = pedigree.keys[rows]
+        return keys
+
+    def _rows(self, found: np.ndarray) -> Iterator[tuple[Pedigree, np.ndarray, np.ndarray]]:
+        """What numbers stand for: a pedigree, where its candidates' numbers are among these, and their rows in it."""
+        places = self._places(found)
+        for place in np.unique(places):
+            where = np.flatnonzero(places == place)
+            yield self._read[place].pedigree, where, found[where] - self._read[place].low
+
+    def _places(self, found: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.searchsorted([known.low for known in self._read], found, side="right") - 1
 
 
 class Line:
     """The best candidate of every generation: it stands for the ancestry in a distribution, where all come from all."""
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[float, int]] = {}  # generation -> fitness, index
+        self._pieces: list[np.ndarray] = []
 
-    def add(self, table: pa.Table) -> None:
-        """Add rows with generation, index and fitness, sorted."""
-        generation, index, fitness = (column(table, name) for name in ("generation", "index", "fitness"))
-        if not len(generation):
-            return
+    def add(self, best: np.ndarray) -> None:
+        """Add what `best_of_generations` gave of rows behind those that are there."""
+        self._pieces.append(best)
+
+    def ancestry(self, generation: int, index: int, fitness: float, depth: int | None) -> dict[str, list[Any]]:
+        """Nodes and edges of `Archive.ancestry(by_generation=True)`."""
+        if len(self._pieces) > 1:
+            every = np.concatenate(self._pieces)
+            if np.any(np.diff(every["generation"]) <= 0):  # in two pieces
+                every = every[np.lexsort((every["index"], every["fitness"], every["generation"]))]
+                every = every[np.diff(every["generation"], prepend=-1) > 0]
+            self._pieces = [every]
+        oldest = 0 if depth is None else generation - depth
+        known = self._pieces[0]
+        start, end = np.searchsorted(known["generation"], [oldest, generation])
+        before = known[start:end][::-1]
+        g, i, f = (before[name].tolist() for name in ("generation", "index", "fitness"))
+        g, i, f = [generation, *g], [index, *i], [fitness, *f]
+        with _no_collection():
+            nodes = [{"generation": a, "index": b, "fitness": c} for a, b, c in zip(g, i, f, strict=True)]
+            edges = [
+                {"child": [a, b], "parent": [c, d]} for a, b, c, d in zip(g[:-1], i[:-1], g[1:], i[1:], strict=True)
+            ]
+        return {"nodes": nodes, "edges": edges}
+
+
+BEST = np.dtype([("fitness", "<f8"), ("generation", "<i4"), ("index", "<i4")])
+
+
+def best_of_generations(table: pa.Table) -> np.ndarray:
+    """The best candidate of every generation of sorted rows: `[G]` of dtype `BEST`, ties to the earlier."""
+    generation, index, fitness = (column(table, name) for name in ("generation", "index", "fitness"))
+    starts = np.flatnonzero(np.diff(generation, prepend=generation[0] - 1)) if len(generation) else np.zeros(0, int)
+    best = np.zeros(len(starts), BEST)
+    if len(starts):
         fitness = np.where(np.isnan(fitness), np.inf, fitness)
-        starts = np.flatnonzero(np.diff(generation, prepend=generation[0] - 1))
         lowest = np.minimum.reduceat(fitness, starts)
         counts: Any = np.diff(np.append(starts, len(generation)))
         hits = np.flatnonzero(fitness == np.repeat(lowest, counts))
         first = hits[np.searchsorted(hits, starts)]  # of each generation
-        for g, f, i in zip(generation[starts].tolist(), lowest.tolist(), index[first].tolist(), strict=True):
-            self._found[g] = min(self._found.get(g, (f, i)), (f, i))
-
-    def ancestry(self, generation: int, index: int, fitness: float, depth: int | None) -> dict[str, list[Any]]:
-        """Nodes and edges of `Archive.ancestry(by_generation=True)`."""
-        oldest = 0 if depth is None else generation - depth
-        before = [(g, *self._found[g]) for g in range(generation - 1, oldest - 1, -1) if g in self._found]
-        with _no_collection():
-            nodes = [{"generation": g, "index": i, "fitness": f} for g, f, i in [(generation, fitness, index), *before]]
-            names = [(node["generation"], node["index"]) for node in nodes]
-            edges = [{"child": list(a), "parent": list(b)} for a, b in zip(names, names[1:], strict=False)]
-        return {"nodes": nodes, "edges": edges}
+        best["generation"], best["index"], best["fitness"] = generation[starts], index[first], lowest
+    return best
 
 
 @contextmanager
@@ -191,11 +235,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
-
-
-def _keys(generation: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return (generation.astype(np.int64) << 32) + index
-
-
-def _pairs(keys: np.ndarray) -> tuple[list[int], list[int]]:
-    return (keys >> 32).tolist(), (keys & 0xFFFFFFFF).tolist()

@@ -1,8 +1,11 @@
 """What lets a reader trust a piece of a large part: a digest of its footer, and of every column of every row group.
 
 A part's name holds the digest of the whole file, and to verify that takes reading all of it. `compact` writes
-`RUN/index/<part>.json` beside the parts it makes; with it, `archive top` reads a hundredth of the bytes and still
+`RUN/index/<part>.index` beside the parts it makes; with it, `archive top` reads a hundredth of the bytes and still
 believes none that was changed. An index is derived, never needed: where it is missing or damaged, parts are read whole.
+
+The file: the length of a JSON text (8 bytes, little-endian), the text, and the arrays that an ancestry asks for (see
+kin.py). Archives of earlier versions have `<part>.json`, the text without arrays.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evometa.archives.regular import open_file, read_file
+from evometa.archives import kin
+from evometa.archives.regular import fill, open_file, read_file
 from evometa.archives.sealed import seal, unseal
 from evometa.errors import IntegrityError
 
 FOLDER = "index"
+SUFFIX, EARLIER = ".index", ".json"
 DIGITS = 16
 
 
@@ -65,7 +70,7 @@ class Index:
                 digests = self._digests[group]
                 for leaf in leaves:
                     start, end = _chunk(self._metadata, group, leaf)
-                    _fill(descriptor, view[start:end], start)
+                    fill(descriptor, view[start:end], start)
                     digest = digests[DIGITS * leaf : DIGITS * (leaf + 1)]
                     if hashlib.sha256(view[start:end]).hexdigest()[:DIGITS] != digest:
                         raise IntegrityError(
@@ -80,26 +85,43 @@ class Index:
 
 def path_of(part: Path) -> Path:
     """Where the index of a part is, if it has one."""
-    return part.parent.parent / FOLDER / f"{part.name}.json"
+    return part.parent.parent / FOLDER / f"{part.name}{SUFFIX}"
 
 
 def build(data: pa.Buffer, name: str) -> bytes:
     """The bytes of the index of a part with these bytes."""
-    metadata = pq.read_metadata(pa.BufferReader(data))
-    view = memoryview(data)
-    groups = [
-        "".join(_digest(view, *_chunk(metadata, group, leaf)) for leaf in range(metadata.num_columns))
-        for group in range(metadata.num_row_groups)
-    ]
-    footer = hashlib.sha256(view[_footer(view) :]).hexdigest()
-    return seal({"part": name, "size": len(view), "footer": footer, "groups": groups})
+    said, arrays = kin.pack(data)
+    text = seal({**_record(data, name), "kin": said})
+    return len(text).to_bytes(8, "little") + text + arrays
+
+
+def listed(run: Path) -> set[str]:
+    """The names of a run's parts that have an index of this version."""
+    try:
+        names = os.listdir(run / FOLDER)
+    except OSError:
+        return set()
+    return {name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)}
+
+
+def load_kin(part: Path) -> kin.Kin | None:
+    """What the index of a part says of ancestors; None where it has none that says it."""
+    path = path_of(part)
+    try:
+        text, start = _text(path)
+        record = unseal(text, path)
+        return kin.Kin(record["kin"], path, start) if record["part"] == part.name else None
+    except (OSError, IntegrityError, KeyError, TypeError, ValueError):
+        return None
 
 
 def load(part: Path) -> Index | None:
     """The index of a part; None where it has none that can be used. Raises `OSError` where there is no such part."""
     path = path_of(part)
+    if not path.exists():
+        path = _earlier(part)
     try:
-        record = unseal(read_file(path), path)
+        record = unseal(_text(path)[0], path)
         size, digest, groups = int(record["size"]), str(record["footer"]), list(record["groups"])
     except (OSError, IntegrityError, KeyError, TypeError, ValueError):
         return None
@@ -108,10 +130,10 @@ def load(part: Path) -> Index | None:
         if record.get("part") != part.name or os.fstat(descriptor).st_size != size or size < 12:
             return None
         end = bytearray(8)
-        _fill(descriptor, memoryview(end), size - 8)
+        fill(descriptor, memoryview(end), size - 8)
         length = min(int.from_bytes(end[:4], "little") + 8, size)
         footer = bytearray(length)
-        _fill(descriptor, memoryview(footer), size - length)
+        fill(descriptor, memoryview(footer), size - length)
     finally:
         os.close(descriptor)
     if hashlib.sha256(footer).hexdigest() != digest:
@@ -125,19 +147,58 @@ def load(part: Path) -> Index | None:
 
 def problem(part: Path) -> str:
     """What is wrong with the index of a part (that is whole itself), or the empty string. Raises `OSError`."""
-    path = path_of(part)
-    if not path.exists():
-        return ""
-    whole = read_file(path) == build(pa.py_buffer(read_file(part)), part.name)
+    path, data = path_of(part), pa.py_buffer(b"")
+    if path.exists() or _earlier(part).exists():
+        data = pa.py_buffer(read_file(part))
+    if path.exists():
+        whole = read_file(path) == build(data, part.name)
+    else:
+        path = _earlier(part)
+        whole = not path.exists() or read_file(path) == seal(_record(data, part.name))
     return "" if whole else f"{path}: not the index of its part. Make it anew with: evometa archive repair"
 
 
 def orphans(run: Path) -> Iterator[Path]:
-    """Indexes of parts that are not there (any more)."""
+    """Indexes of parts that are not there (any more), and those of earlier versions that have a successor."""
     folder = run / FOLDER
     for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-        if not (run / "lineage" / name.removesuffix(".json")).exists():
+        part = name.removesuffix(SUFFIX).removesuffix(EARLIER)
+        outdated = name.endswith(EARLIER) and (folder / f"{part}{SUFFIX}").exists()
+        if outdated or not (run / "lineage" / part).exists():
             yield folder / name
+
+
+def _earlier(part: Path) -> Path:
+    return path_of(part).with_suffix(EARLIER)
+
+
+def _text(path: Path) -> tuple[bytes, int]:
+    """The JSON text of an index, and where its arrays start."""
+    if path.suffix == EARLIER:
+        return read_file(path), 0
+    descriptor = open_file(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        head = bytearray(8)
+        fill(descriptor, memoryview(head), 0)
+        length = int.from_bytes(head, "little")
+        text = bytearray(min(length, size))  # a wrong length is no reason to fill the memory
+        fill(descriptor, memoryview(text), 8)
+    finally:
+        os.close(descriptor)
+    return bytes(text), 8 + length
+
+
+def _record(data: pa.Buffer, name: str) -> dict[str, Any]:
+    """What the index says of a part's bytes."""
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    view = memoryview(data)
+    groups = [
+        "".join(_digest(view, *_chunk(metadata, group, leaf)) for leaf in range(metadata.num_columns))
+        for group in range(metadata.num_row_groups)
+    ]
+    footer = hashlib.sha256(view[_footer(view) :]).hexdigest()
+    return {"part": name, "size": len(view), "footer": footer, "groups": groups}
 
 
 def _leaves(metadata: pq.FileMetaData) -> dict[str, list[int]]:
@@ -163,12 +224,3 @@ def _digest(view: memoryview, start: int, end: int) -> str:
 
 def _footer(view: memoryview) -> int:
     return len(view) - 8 - int.from_bytes(view[-8:-4], "little")
-
-
-def _fill(descriptor: int, view: memoryview, offset: int) -> None:
-    """Read into the whole of `view`."""
-    while len(view):
-        count = os.preadv(descriptor, [view], offset)
-        if count == 0:
-            raise IntegrityError(f"the file ends before byte {offset + len(view)}")
-        view, offset = view[count:], offset + count

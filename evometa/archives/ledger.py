@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evometa.archives import shapes
+from evometa.archives import mirror, shapes
 from evometa.archives.events import Entry, append_line, read_lines
 
 FILE = "openings.jsonl"
@@ -29,12 +29,13 @@ def append(root: Path, entry: Mapping[str, Any]) -> Entry:
 
     Raises `StorageError` where the disk refuses, `IntegrityError` where the ledger was changed.
     """
-    return append_line(Path(root) / FILE, {"kind": "opened", **entry})
+    return append_line(Path(root) / FILE, {"kind": "opened", **entry}, shared=True)
 
 
 def read(root: Path) -> list[Entry]:
     """All openings in order. Raises `IntegrityError` that names the line that was changed."""
     path = Path(root) / FILE
+    mirror.fetch_lines(path)
     entries = read_lines(path)
     for entry in entries:
         shapes.require(entry, shapes.LEDGER, path, f"line {entry['seq'] + 1}")

@@ -17,7 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evometa.archives.index import Index, load
+from evometa.archives.genealogy import BEST, best_of_generations
+from evometa.archives.index import Index, load, load_kin
+from evometa.archives.kin import Kin
+from evometa.archives.pedigree import COLUMNS, Gathering, Pedigree
 from evometa.archives.regular import nameless, read_file, too_large, wrong_types
 from evometa.archives.schema import LINEAGE, TABLES, column, empty
 from evometa.errors import IntegrityError
@@ -69,6 +72,11 @@ class Part:
         except (pa.ArrowException, OSError) as error:
             raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
 
+    @cached_property
+    def kin(self) -> Kin | None:
+        """What the part's index says of ancestors; None where nothing is said."""
+        return load_kin(self.path)
+
     def read(self, columns: Sequence[str] | None = None, generations: tuple[int, int] | None = None) -> pa.Table:
         """The part's table, or some of its columns, or the rows of the generations `[first, last]`.
 
@@ -96,6 +104,20 @@ class Part:
         except (pa.ArrowException, OSError) as error:
             raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
         return self.take(file, columns, groups)
+
+    def line(self) -> np.ndarray:
+        """The best candidate of every generation, `[G]` of dtype `BEST`."""
+        if self.kin is not None and (line := self.kin.line()) is not None:
+            return line
+        tables = self.batches(("generation", "index", "fitness"))
+        return np.concatenate([np.zeros(0, BEST), *map(best_of_generations, tables)])
+
+    def pedigree(self) -> Pedigree:
+        """Everybody in the part, and their parents."""
+        gathering = Gathering()
+        for table in self.batches(COLUMNS):
+            gathering.add(table)
+        return gathering.pedigree()
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The part's rows in order, in tables of about `BATCH` rows (one, where the part has one row group)."""

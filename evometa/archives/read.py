@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from evometa.archives.best import best_of_indexed, best_of_table
-from evometa.archives.genealogy import COLUMNS, Genealogy, Line
+from evometa.archives.genealogy import Genealogy, Line, Source
+from evometa.archives.index import listed
 from evometa.archives.part import PART, Part, Vanished, inodes, list_parts
+from evometa.archives.pedigree import COLUMNS, Gathering, Pedigree, key_of
 from evometa.archives.regular import read_file
 from evometa.archives.schema import FORMAT, JUDGEMENTS, LINEAGE, TIMINGS, column, empty
 from evometa.errors import ConfigError, IntegrityError, NotFound, did_you_mean
@@ -44,7 +46,9 @@ class Archive:
             raise NotFound(f"no run at {self.path}.{hint}")
         _check_format(self.path / "run.json")
         self._tables: dict[tuple[str, ...], tuple[list[str], pa.Table]] = {}  # columns -> parts, and what they hold
-        self._derived: dict[str, tuple[list[str], Any]] = {}  # name -> parts, and what was made of them
+        self._best_line: tuple[list[str], Line] = [], Line()  # parts, and the best of their generations
+        self._genealogy = Genealogy()
+        self._gathered: dict[str, tuple[list[str], Gathering]] = {}  # the first of some parts -> all, and their rows
         self._large: dict[str, Part] = {}  # parts whose footers are kept
 
     def parts(self) -> list[Part]:
@@ -87,13 +91,12 @@ class Archive:
         """
         if by_generation:
             row = self.row(generation, index)
-            line = self.steady(lambda: self._known("line", Line, SMALL))
+            line = self.steady(self._line)
             return line.ancestry(generation, index, row["fitness"], depth)
-        genealogy = self.steady(lambda: self._known("family", Genealogy, COLUMNS))
-        row = genealogy.row(generation, index)
-        if row is None:
+        found = self.steady(lambda: self._genealogy.over(self._sources()).ancestry(generation, index, depth))
+        if found is None:
             raise self._nobody(generation, index)
-        return genealogy.ancestry(row, depth)
+        return found
 
     def block(self, first: int) -> pa.Table:
         """The table of the part that starts at generation `first`. Raises `NotFound`."""
@@ -159,18 +162,52 @@ class Archive:
         self._large[part.name] = part
         return True
 
-    def _known(self, name: str, make: Callable[[], Any], columns: tuple[str, ...]) -> Any:
-        """What is derived from some columns of all parts; of what is known already, only new parts are added."""
+    def _line(self) -> Line:
+        """The best of every generation; of what is known already, only new parts are added."""
         parts = self.parts()
         names = [part.name for part in parts]
-        known, derived = self._derived.pop(name, ([], make()))
+        known, line = self._best_line
         if names[: len(known)] != known:
-            known, derived = [], make()
+            known, line = [], Line()
+        self._best_line = [], Line()  # what is interrupted is not half known
+        large = listed(self.path)
         for part in parts[len(known) :]:
-            for table in part.batches(columns):
-                derived.add(table)
-        self._derived[name] = names, derived  # only now: what was interrupted is not half known
-        return derived
+            if part.name in large and part.kin is not None:
+                self._large[part.name] = part
+            line.add(part.line())
+        self._best_line = names, line
+        return line
+
+    def _sources(self) -> list[Source]:
+        """What a genealogy reads: large parts by themselves, small ones that follow each other together."""
+        found: list[Source] = []
+        loose: list[Part] = []
+        large = listed(self.path)  # once: there may be ten thousand small ones
+        for part in self.parts():
+            if part.name not in large or part.kin is None:
+                loose.append(part)
+                continue
+            self._large[part.name] = part
+            found += [self._together(loose)] if loose else []
+            found.append(_alone(part))
+            loose = []
+        return [*found, self._together(loose)] if loose else found
+
+    def _together(self, parts: list[Part]) -> Source:
+        names = [part.name for part in parts]
+
+        def whole() -> Pedigree:
+            known, gathering = self._gathered.pop(names[0], ([], Gathering()))
+            if names[: len(known)] != known:
+                known, gathering = [], Gathering()
+            for part in parts[len(known) :]:
+                for table in part.batches(COLUMNS):
+                    gathering.add(table)
+            self._gathered[names[0]] = names, gathering  # only now: what was interrupted is not half known
+            return gathering.pedigree()
+
+        nobody = Gathering().pedigree()
+        return Source(parts[0].first, f"{names[0]} to {names[-1]}", lambda: None, whole, lambda *_: nobody)
 
     def _nobody(self, generation: int, index: int) -> NotFound:
         return NotFound(f"{self.path} has no candidate {generation}:{index}. Run: evometa archive ls {self.path}")
@@ -240,6 +277,17 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_numbers(child) for child in value)
     return value
+
+
+def _alone(part: Part) -> Source:
+    def one(generation: int, index: int) -> Pedigree:
+        table = part.read(COLUMNS, (generation, generation))
+        gathering = Gathering()
+        gathering.add(table.slice(int(np.searchsorted(column(table, "index"), index)), 1))
+        found = gathering.pedigree()
+        return found if found.row(key_of(generation, index)) == 0 else Gathering().pedigree()
+
+    return Source(part.first, part.name, lambda: kin.bred() if (kin := part.kin) else None, part.pedigree, one)
 
 
 def _check_format(path: Path) -> None:

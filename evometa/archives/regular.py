@@ -48,6 +48,15 @@ def open_file(path: Path, flags: int, mode: int = 0o644) -> int:
     return descriptor
 
 
+def fill(descriptor: int, view: memoryview, offset: int) -> None:
+    """Read into the whole of `view`. Raises `IntegrityError` where the file ends before."""
+    while len(view):
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise IntegrityError(f"the file ends before byte {offset + len(view)}")
+        view, offset = view[count:], offset + count
+
+
 def no_links(run: Path) -> None:
     """Raise `IntegrityError` where a link in a run's folder leads elsewhere: whoever writes there would write here."""
     folders = [run]

@@ -6,6 +6,7 @@ Tables are built from whole arrays (offsets and flat values), never row by row.
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ from evometa.types import Block, Cell, Failure, Scores
 
 LARGE = 100_000  # genomes of more numbers are stored for elites only
 ELITES = 8
-REPLAY = '{"genome": "replay"}'
+REPLAY = {"genome": "replay"}
 FAILURES = tuple(failure.name.lower() for failure in Failure)
 
 
@@ -54,7 +55,8 @@ def lineage_table(
 
     `operators` name what made a child by how many parents it has (none, one, more). Parent slots of -1
     are dropped, so a row names only the parents that exist. Genomes of more than `LARGE` numbers are stored
-    for the `ELITES` best of each generation; the others come back by replay, and `extras` says so.
+    for the `ELITES` best of each generation; the others come back by replay, and `extras` says so. Rates at which
+    children were made, where the strategy tells them, are in `extras` too: `{"rates": {"step": 0.1}}`.
     """
     generations, population = block.genomes.shape[:2]
     n, cell_count = generations * population, len(cells)
@@ -77,7 +79,7 @@ def lineage_table(
         "operator": texts(operators).take(arrow(np.minimum(counts, 2))),
         "genome": _lists(genomes, "genome") if kept is None else _some_lists(genomes, kept),
         **_programs(space, genomes),
-        "extras": None if kept is None else pa.array([None if k else REPLAY for k in kept], pa.string()),
+        "extras": _extras(n, kept, block.rates or {}),
         "params": params,
         "choices": choices,
         "fitness": fitness[:, 0],
@@ -163,7 +165,7 @@ def timings_table(
     attempts: int = 1,
     extras: str | None = None,
 ) -> pa.Table:
-    """One row of schema `TIMINGS` for a block; the host is this one."""
+    """One row of schema `TIMINGS` for a block; the host is this one, `extras` JSON: of `hosts` that computed for it."""
     columns = {
         "run": _same(run, 1),
         "first_generation": np.array([first_generation], np.int32),
@@ -235,6 +237,19 @@ def _some_lists(genomes: np.ndarray, kept: np.ndarray) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(kept * genomes.shape[1])]).astype(np.int32)
     of = LINEAGE.field("genome").type
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(genomes[kept].ravel(), of.value_type), type=of)
+
+
+def _extras(n: int, kept: np.ndarray | None, rates: Mapping[str, Any]) -> pa.Array | None:
+    """JSON by row: whether its genome is not stored, and at what rates it was made (six digits); null for neither."""
+    if kept is None and not rates:
+        return None
+    values = {name: np.asarray(column, np.float32).reshape(n) for name, column in sorted(rates.items())}
+    lines: list[str | None] = []
+    for row in range(n):
+        made = {name: float(f"{column[row]:.6g}") for name, column in values.items() if np.isfinite(column[row])}
+        said = {**(REPLAY if kept is not None and not kept[row] else {}), **({"rates": made} if made else {})}
+        lines.append(json.dumps(said) if said else None)
+    return texts(lines)
 
 
 def _nulls(values: np.ndarray) -> pa.Array:
@@ -315,7 +330,8 @@ def _messages(block: Block, population: int, n: int) -> pa.Array:
 
 def _genomes(table: pa.Table, n: int, dimension: int) -> np.ndarray:
     """`[N, D]`; rows of NaN where a large genome was not stored."""
-    absent = np.array([text == REPLAY for text in table["extras"].to_pylist()])
+    said = table["extras"].to_pylist()
+    absent = np.array([text is not None and json.loads(text).get("genome") == "replay" for text in said])
     if not absent.any():
         return _rectangle(table, "genome", dimension)
     genomes = np.full((n, dimension), np.nan, np.float32)

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evometa.archives import mirror
 from evometa.errors import EvometaError, IntegrityError, StorageError
 
 STAGING = ".staging"
@@ -107,7 +108,7 @@ def replace(path: Path, data: bytes) -> Path:
 
 
 def publish(path: Path, data: bytes | pa.Buffer, staging: Path, *, clobber: bool = False) -> None:
-    """Stage `data`, fsync it, give it its name, fsync the folder.
+    """Stage `data`, fsync it, give it its name, fsync the folder; of a run in a store, in the store first.
 
     Raises `StorageError` where the disk refuses, `IntegrityError` where the name holds other bytes and
     `clobber` is false.
@@ -117,6 +118,7 @@ def publish(path: Path, data: bytes | pa.Buffer, staging: Path, *, clobber: bool
         ensure_folder(staging)
         temporary = _stage(staging, path.name, data)
         try:
+            mirror.put(path, data, clobber=clobber)
             if clobber:
                 os.rename(temporary, path)
             else:
@@ -125,6 +127,14 @@ def publish(path: Path, data: bytes | pa.Buffer, staging: Path, *, clobber: bool
         finally:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises `StorageError`."""
+    with storage(path):
+        mirror.remove(path)
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def ensure_folder(folder: Path) -> None:

@@ -73,7 +73,7 @@ class Ended(NamedTuple):
     at: Unit | None = None  # whose fault it was, where that is known
     message: str = ""  # holds nothing that differs between equal runs: no process number, no address, no time
     seconds: float = 0.0
-    host: str = ""
+    host: str = ""  # the machine's name
     fresh: bool = True  # whether the worker had done nothing before: a full memory may be its history's fault
     refusal: EvometaError | None = None  # evometa's own error (a full disk, another version): it ends the run
 
@@ -140,12 +140,14 @@ class _Parcel:
 class Dispatcher:
     """Brings the outcomes of a job's units home, whatever happens to the workers on the way.
 
-    One for the life of an engine. `lost` counts, by message, the workers that were lost and replaced.
+    One for the life of an engine. `lost` counts, by message, the workers that were lost and replaced, `hosts` the
+    finished units by the machine that they came from.
     """
 
     engine: Engine
     attempts: int = ATTEMPTS
     lost: Counter[str] = field(default_factory=Counter)
+    hosts: Counter[str] = field(default_factory=Counter)
     _tickets: Any = field(default_factory=lambda: count(1))
     _seconds: float = 0.0  # what a unit takes, a moving average
 
@@ -272,6 +274,7 @@ class _Gathering:
         if ended.refusal is not None:
             raise ended.refusal
         if ended.outcomes:
+            self.owner.hosts += Counter({ended.host: len(ended.outcomes)} if ended.host else {})
             took, before = ended.seconds / len(ended.outcomes), self.owner._seconds
             self.owner._seconds = 0.8 * before + 0.2 * took if before else max(took, 1e-6)
         self._take({unit: ended.outcomes[unit] for unit in parcel.units if unit in ended.outcomes})

@@ -2,7 +2,8 @@
 
 A unit of work is one training (candidate x domain x replicate) with its judgements on every query. What
 goes wrong in one is recorded as that candidate's failure, never as a number, and its remaining trainings
-are skipped: they could not save it.
+are skipped: they could not save it. Behind a hurdle everybody's trainings on its domains come first, and then those
+of who passes (see evaluate/staged.py); which ones those are follows from the finished cells alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from evometa.backends.dispatch import Outcome, Unit, Work, work
@@ -21,6 +23,7 @@ from evometa.contract import Task
 from evometa.evaluate.compiled import layout
 from evometa.evaluate.data import Loaded, digest
 from evometa.evaluate.settle import Raw
+from evometa.evaluate.staged import Hurdle, judge_behind
 from evometa.keys import as_int, cell_keys, fit_and_judge_keys
 from evometa.types import Failure
 
@@ -30,7 +33,8 @@ Keys = tuple[int, dict[str, int]]  # of one training: its own, and one for each 
 class HostCells:
     """The cells of some domains of a Python or command task; `pool`: computed by its workers instead of here.
 
-    `output_mb` bounds what a command may write to its standard output and error.
+    `output_mb` bounds what a command may write to its standard output and error; `hurdle`: who fails it is not
+    judged on the rest.
     """
 
     def __init__(
@@ -41,13 +45,14 @@ class HostCells:
         journal: Diary | None = None,
         pool: Pool | None = None,
         output_mb: float | None = None,
+        hurdle: Hurdle | None = None,
     ) -> None:
         self.task, self.loaded, self.replicates, self.journal = task, tuple(loaded), replicates, journal
         self.pool, self.output_mb = pool, output_mb
         self.names = tuple(domain.name for domain in loaded)
         self.cells = layout(task, loaded, replicates)
         self.metrics = tuple(sorted({"support_loss", "inner_steps", *task.metrics}))
-        self._column = {cell[:2] + (cell.replicate,): i for i, cell in enumerate(self.cells)}
+        self.hurdle = None if hurdle is None else hurdle.check(self.names)
         self._words: dict[str, str] = {}
 
     def host(self, generation: int, key: Any, genomes: np.ndarray) -> tuple[Raw, dict[int, str]]:
@@ -58,27 +63,62 @@ class HostCells:
             for d, name in enumerate(self.names)
             for r in range(self.replicates)
         }
-        shape = (len(genomes), len(self.cells))
+        messages: dict[int, str] = {}
+
+        def stage(loaded: Sequence[Loaded], rows: Sequence[int]) -> Raw:
+            return self._stage(generation, keys, genomes, loaded, rows, messages)
+
+        everybody = range(len(genomes))
+        if self.hurdle is None:
+            return stage(self.loaded, everybody), messages
+        first, rest = self.loaded[: self.hurdle.domains], self.loaded[self.hurdle.domains :]
+        raw = judge_behind(
+            self.hurdle, stage(first, everybody), lambda passes: stage(rest, np.flatnonzero(passes).tolist()),
+            layout(self.task, first, self.replicates), self.task.objectives[0],
+        )  # fmt: skip
+        return jax.tree.map(np.asarray, raw), messages
+
+    def _stage(
+        self,
+        generation: int,
+        keys: Mapping[tuple[str, int], Keys],
+        genomes: np.ndarray,
+        loaded: Sequence[Loaded],
+        rows: Sequence[int],
+        messages: dict[int, str],
+    ) -> Raw:
+        """Raw cells `[P, C]` of some domains; candidates that are not in `rows` have none."""
+        cells = layout(self.task, loaded, self.replicates)
+        columns = {cell[:2] + (cell.replicate,): i for i, cell in enumerate(cells)}
+        shape = (len(genomes), len(cells))
         loss = np.full(shape, np.nan, np.float32)
         metrics = {name: np.full(shape, np.nan, np.float32) for name in self.metrics}
         failure = np.zeros(len(genomes), np.int8)
-        messages: dict[int, str] = {}
         outcomes = self._here if self.pool is None else self._pooled
-        for (index, domain, r), outcome in outcomes(generation, keys, genomes):
-            self._fill(index, domain, r, outcome, loss, metrics)
+        for (index, domain, r), outcome in outcomes(generation, keys, genomes, loaded, rows):
+            for query, values in outcome["metrics"].items():
+                column = columns[domain, query, r]
+                loss[index, column] = values["loss"]
+                for name in self.metrics:
+                    metrics[name][index, column] = values.get(name, math.nan)
             if outcome["failure"] != Failure.OK:
                 failure[index], messages[index] = outcome["failure"], outcome["message"]
         evaluated = ~np.isnan(loss)
         # NaN in a metric means that the judge did not return it; a NaN that it returned failed above.
-        return Raw(loss, metrics, evaluated, failure), messages
+        return Raw(loss, metrics, evaluated, failure)
 
     def _here(
-        self, generation: int, keys: Mapping[tuple[str, int], Keys], genomes: np.ndarray
+        self,
+        generation: int,
+        keys: Mapping[tuple[str, int], Keys],
+        genomes: np.ndarray,
+        loaded: Sequence[Loaded],
+        rows: Sequence[int],
     ) -> Iterator[tuple[Unit, Outcome]]:
         """One unit after the other; what follows a candidate's failure is not computed."""
-        for index, genome in enumerate(genomes):
-            candidate, failed = self.task.space.decode_host(genome), False
-            for domain in self.loaded:
+        for index in rows:
+            candidate, failed = self.task.space.decode_host(genomes[index]), False
+            for domain in loaded:
                 for r in range(self.replicates):
                     if not failed:
                         unit = (index, domain.name, r)
@@ -95,25 +135,21 @@ class HostCells:
         return outcome
 
     def _pooled(
-        self, generation: int, keys: Mapping[tuple[str, int], Keys], genomes: np.ndarray
+        self,
+        generation: int,
+        keys: Mapping[tuple[str, int], Keys],
+        genomes: np.ndarray,
+        loaded: Sequence[Loaded],
+        rows: Sequence[int],
     ) -> Iterator[tuple[Unit, Outcome]]:
         """The same from the pool's workers."""
         assert self.pool is not None
-        for domain in self.loaded:
+        for domain in loaded:
             if domain.name not in self._words:
                 self._words[domain.name] = digest([domain], Path(self.task.folder))
-        units = [
-            (index, name, r) for index in range(len(genomes)) for name in self.names for r in range(self.replicates)
-        ]
+        units = [(index, domain.name, r) for index in rows for domain in loaded for r in range(self.replicates)]
         job = _HostJob(self.pool, generation, units, keys, np.asarray(genomes, np.float32), self._words)
         return iter(self.pool.gather(job, generation, self.journal).items())
-
-    def _fill(self, index: int, domain: str, replicate: int, outcome: Outcome, loss: np.ndarray, metrics: Any) -> None:
-        for query, values in outcome["metrics"].items():
-            column = self._column[domain, query, replicate]
-            loss[index, column] = values["loss"]
-            for name in self.metrics:
-                metrics[name][index, column] = values.get(name, math.nan)
 
 
 def _integer_keys(key: Any, queries: tuple[str, ...]) -> tuple[int, dict[str, int]]:

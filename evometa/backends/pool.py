@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -24,11 +25,20 @@ class Diary(Protocol):
         ...
 
 
+def say(text: str) -> None:
+    """To whoever started this process."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Pool:
-    """Workers that compute for one session. `open_engine` makes the engine; `scope` tells its works from others'."""
+    """Workers that compute for one session. `open_engine` makes the engine; `scope` tells its works from others'.
+
+    `note` hears what an engine has to say, of nodes that come and go; by default it is printed on standard error.
+    """
 
     def __init__(self, open_engine: Callable[[], Engine], scope: str, limits: Limits = NO_LIMITS) -> None:
         self.scope, self.limits = scope, limits
+        self.note: Callable[[str], None] = say
         self._open = open_engine
         self.dispatcher: Dispatcher | None = None
 
@@ -52,6 +62,14 @@ class Pool:
         dispatcher, self.dispatcher = self.dispatcher, None
         if dispatcher is not None:
             dispatcher.engine.close()
+
+    def hosts(self) -> dict[str, int]:
+        """How many units came from which machine since this was asked last."""
+        found: dict[str, int] = {}
+        if self.dispatcher is not None:
+            found = dict(sorted(self.dispatcher.hosts.items()))
+            self.dispatcher.hosts.clear()
+        return found
 
     @property
     def lost(self) -> dict[str, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import queue
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 from evometa import __version__
 from evometa.backends import ray_worker
 from evometa.backends.dispatch import Ended, Work
+from evometa.backends.pool import say
 from evometa.backends.ray_cluster import connection
 from evometa.backends.wire import ended_of
 from evometa.errors import EvometaError
@@ -25,6 +25,7 @@ from evometa.types import Failure
 
 _LOOK = 2.0  # seconds between looks at the nodes
 _NODES = 3  # nodes that a work may lose before that counts as a lost worker of its own
+_HEAD = 15.0  # seconds that the head may be away, where something starts it again; Ray itself gives up after 60
 _SILENCE = 600.0  # seconds that a work may take beyond its limit, to be built and compiled, before it is given up
 
 
@@ -58,13 +59,14 @@ class RayEngine:
         if gpus_per_worker is None and (order.get("plan") or {}).get("platform", "cpu") != "cpu":
             gpus_per_worker = 1
         self._workers, self._gpus = workers, gpus_per_worker or 0
-        self._note = note or _say
+        self._note = note or say
         self._ray = connection.acquire(workers)
         self._open = True
         self._out: dict[int, _Out] = {}
         self._done: queue.SimpleQueue[tuple[int, Any, Any]] = queue.SimpleQueue()
         self._nodes: dict[str, tuple[str, int]] = {}  # by Ray's name of it: its host, and how many workers it takes
         self._clock, self._looked = 0.0, time.monotonic()  # seconds during which there was a node
+        self._heard = self._looked  # when the head answered last
         try:
             self._digest = hashlib.sha256(told.encode()).hexdigest()
             self._order = [self._ray.put(told)]  # in a list it stays a reference: fetched by whom it is new to
@@ -166,13 +168,8 @@ class RayEngine:
             return
         self._clock += passed if self._nodes else 0.0
         self._looked = time.monotonic()
-        try:
-            nodes = self._ray.nodes()
-        except Exception as error:
-            raise EvometaError(
-                f"the head of the Ray cluster does not answer: {type(error).__name__}. What is finished is kept: go on,"
-                " also on another cluster, with evometa resume RUN --backend ray"
-            ) from error
+        if (nodes := self._nodes_now()) is None:
+            return
         there = {node["NodeID"]: (_name(node), self._room(node)) for node in nodes if node["Alive"]}
         there = {word: one for word, one in there.items() if one[1]}
         joined = {word: one for word, one in there.items() if word not in self._nodes}
@@ -185,6 +182,23 @@ class RayEngine:
         for verb, words in (("joined", joined), ("left", left)):
             for name, slots in words.values():
                 self._note(f"ray: {name} {verb} ({slots} worker{'s' * (slots != 1)}); {self.slots} in all")
+
+    def _nodes_now(self) -> Any:
+        """What the head says of the nodes; None where it says nothing and there is hope."""
+        why: Exception | None = None
+        if connection.answers():
+            try:
+                nodes = self._ray.nodes()
+                self._heard = time.monotonic()
+                return nodes
+            except Exception as error:
+                why = error
+        if why is None and time.monotonic() - self._heard < _HEAD:
+            return None
+        raise EvometaError(
+            "the head of the Ray cluster does not answer any more. What is finished is kept: go on, also on another"
+            " cluster, with: evometa resume RUN --backend ray"
+        ) from why
 
     def _room(self, node: Mapping[str, Any]) -> int:
         resources = node.get("Resources", {})
@@ -220,7 +234,3 @@ def _refusal(error: BaseException) -> EvometaError:
         f"a node of the Ray cluster cannot compute: {type(cause).__name__}: {(lines or [''])[-1][:300]}. Every node"
         f" needs the same installation: pip install 'evometa[ray]=={__version__}'"
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

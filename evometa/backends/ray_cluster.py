@@ -20,6 +20,7 @@ from evometa.backends.ray_local import ENVIRONMENT, Keeper
 from evometa.errors import ConfigError
 
 _PATIENCE = 10.0  # seconds for an address to answer at all
+_KNOCK = 2.0  # seconds for the head of a cluster that was there a moment ago
 
 
 class Connection:
@@ -48,6 +49,15 @@ class Connection:
         self.users -= 1
         if self.users == 0:
             self._close()
+
+    def answers(self) -> bool:
+        """Whether the head is there. To be asked before Ray is: it would wait, and end the process after a minute."""
+        host, _, port = str(sys.modules["ray"].get_runtime_context().gcs_address).rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _KNOCK).close()
+        except OSError:
+            return False
+        return True
 
     # --- one connection --------------------------------------------------------------------------
 

@@ -173,24 +173,34 @@ class CompiledCells:
         """Raw cells as NumPy, outside any compiled loop."""
         return self.host_keys(cell_keys(key, self.names, self.replicates), genomes)
 
-    def host_keys(self, keys: Any, genomes: np.ndarray) -> Raw:
-        """As `host`, with the cell keys given; candidates are grouped by their static columns."""
+    def host_keys(self, keys: Any, genomes: np.ndarray, wanted: np.ndarray | None = None) -> Raw:
+        """As `host`, with the cell keys given; candidates are grouped by their static columns.
+
+        `wanted` `[P]` bool: whose cells are computed; the others have none.
+        """
         space = self.task.space
         if not space.static:
-            return jax.tree.map(np.asarray, self._jitted(keys, jnp.asarray(genomes), self.data))
+            return jax.tree.map(np.asarray, self._jitted(keys, jnp.asarray(genomes), self.data, None, wanted))
         values = [tuple(sorted(space.static_values(genome).items())) for genome in genomes]
-        parts: list[tuple[np.ndarray, Raw]] = []
-        for value in sorted(set(values), key=str):
-            rows = np.array([i for i, v in enumerate(values) if v == value])
+        asked = range(len(genomes)) if wanted is None else np.flatnonzero(wanted).tolist()
+        whole = self._no_cells(len(genomes))
+        for value in sorted({values[i] for i in asked}, key=str):
+            rows = np.array([i for i in asked if values[i] == value])
             if value not in self._static_cache:
                 static = dict(value)
-                self._static_cache[value] = jax.jit(lambda k, g, d, s=static: self.evaluate_keys(k, g, d, s))
+                self._static_cache[value] = jax.jit(lambda k, g, d, w, s=static: self.evaluate_keys(k, g, d, s, w))
             # Padded to the whole population, so that each value of the static columns compiles once.
             filled = np.concatenate([genomes[rows], np.repeat(genomes[rows[:1]], len(genomes) - len(rows), axis=0)])
-            raw = self._static_cache[value](keys, jnp.asarray(filled), self.data)
-            parts.append((rows, _head(raw, len(rows))))
-        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-        return jax.tree.map(lambda *x: np.concatenate(x)[order], *[raw for _, raw in parts])
+            flags = None if wanted is None else np.arange(len(genomes)) < len(rows)
+            raw = self._static_cache[value](keys, jnp.asarray(filled), self.data, flags)
+            jax.tree.map(lambda to, x, rows=rows: to.__setitem__(rows, np.asarray(x)[: len(rows)]), whole, raw)
+        return whole
+
+    def _no_cells(self, count: int) -> Raw:
+        """Raw cells of candidates that none is computed of, to be filled in."""
+        shape = (count, len(self.cells))
+        metrics = {name: np.full(shape, np.nan, np.float32) for name in self.metrics}
+        return Raw(np.full(shape, np.nan, np.float32), metrics, np.zeros(shape, bool), np.zeros(count, np.int8))
 
     def cost(self) -> Cost:
         """What one candidate costs: all its cells together."""
@@ -243,11 +253,6 @@ class CompiledCells:
 
     def _queries_of(self, domain: str) -> Mapping[str, Any]:
         return self.task.domain(domain).queries
-
-
-def _head(raw: Raw, count: int) -> Raw:
-    """The first `count` candidates, as NumPy."""
-    return jax.tree.map(lambda x: np.asarray(x)[:count], raw)
 
 
 def layout(task: Task, loaded: Sequence[Loaded], replicates: int) -> tuple[Cell, ...]:

@@ -7,7 +7,9 @@ same spec on the same kind of machine always gets the same plan.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from evometa.errors import ConfigError, ResumeMismatch
@@ -31,6 +33,17 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """As plain data, for run.json."""
         return asdict(self)
+
+    @classmethod
+    def of_record(cls, said: Mapping[str, Any], run: Path) -> Plan:
+        """The plan that stands in a run's record. Raises `ConfigError` where no plan of this evometa is like it."""
+        names = [field.name for field in fields(cls)]
+        if strange := [name for name in said if name not in names]:
+            raise ConfigError(
+                f"{run}: expected a plan of {', '.join(names)}, got one with {strange[0]!r} as well. If a newer"
+                " evometa wrote it, update evometa"
+            )
+        return cls(**said)
 
     def require(self) -> None:
         """Raise `ResumeMismatch` where this process cannot give the plan."""

@@ -7,25 +7,29 @@ all other cells are not evaluated, and they are `SKIPPED`: no strategy takes the
 Whoever fails on the hurdle failed.
 
 A fitness is still one over all cells: it never mixes candidates that were judged on different domains.
+
+The decision is one small program (`decide`), whoever computes the cells: compiled blocks, this process or a pool's
+workers. So it is the same everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evometa.contract import Task
+from evometa.contract import Objective, Task
 from evometa.errors import ConfigError
 from evometa.evaluate.compiled import CompiledCells, Data
 from evometa.evaluate.data import Loaded
 from evometa.evaluate.plan import Plan
 from evometa.evaluate.settle import Raw, reduce
 from evometa.keys import cell_keys
-from evometa.types import Failure
+from evometa.types import Cell, Failure
 
 
 class Hurdle(NamedTuple):
@@ -58,22 +62,57 @@ class Hurdle(NamedTuple):
         return passes if self.below is None else passes & (loss < self.below)
 
 
+@partial(jax.jit, static_argnames=("hurdle", "cells", "objective"))
+def decide(one: Raw, hurdle: Hurdle, cells: tuple[Cell, ...], objective: Objective) -> tuple[Any, Any]:
+    """Who passes and who failed `[P]`, by the raw cells of the hurdle `[P, C]`; traceable.
+
+    Fenced off from what is compiled around it, which could round a loss in another way, and turn a rank with it.
+    """
+    loss, evaluated, failure = jax.lax.optimization_barrier((one.loss, one.evaluated, one.failure))
+    failed = (failure != jnp.int8(Failure.OK)) | (evaluated & ~jnp.isfinite(loss)).any(axis=1)
+    return jax.lax.optimization_barrier((hurdle.passing(reduce(loss, cells, objective), failed), failed))
+
+
+def judge_behind(
+    hurdle: Hurdle, one: Raw, rest: Callable[[Any], Raw], cells: Sequence[Cell], objective: Objective
+) -> Raw:
+    """Raw cells of both stages `[P, C]`, the hurdle's first; traceable.
+
+    `one`: those of the hurdle, whose cells are `cells`; `rest(passes)`: those of the others, where only the rows
+    that pass (`[P]` bool) have any meaning.
+    """
+    passes, failed = decide(one._replace(metrics={}), hurdle=hurdle, cells=tuple(cells), objective=objective)
+    two = rest(passes)
+    stopped = jnp.where(failed, jnp.int8(Failure.OK), jnp.int8(Failure.SKIPPED))  # what failed, settle sees
+    failure = jnp.where(one.failure != jnp.int8(Failure.OK), one.failure, jnp.where(passes, two.failure, stopped))
+    here = passes[:, None]
+    absent = [jnp.full(part.loss.shape, jnp.nan, jnp.float32) for part in (one, two)]
+    metrics = {
+        name: jnp.concatenate(
+            [one.metrics.get(name, absent[0]), jnp.where(here, two.metrics.get(name, absent[1]), jnp.nan)], axis=1
+        )
+        for name in sorted({*one.metrics, *two.metrics})
+    }
+    return Raw(
+        jnp.concatenate([one.loss, jnp.where(here, two.loss, jnp.nan)], axis=1),
+        metrics,
+        jnp.concatenate([one.evaluated, two.evaluated & here], axis=1),
+        failure.astype(jnp.int8),
+    )
+
+
 class StagedCells:
     """The cells of a JAX task behind a hurdle; in the place of `CompiledCells`, whose names it has."""
 
     def __init__(self, task: Task, loaded: Sequence[Loaded], plan: Plan, replicates: int, hurdle: Hurdle) -> None:
         self.task, self.replicates = task, replicates
         self.hurdle = hurdle.check([domain.name for domain in loaded])
-        if task.space.static:
-            names = ", ".join(column.name for column in task.space.static)
-            raise ConfigError(f"hurdle: not with static columns ({names}), whose groups are compiled one by one")
         self.first = CompiledCells(task, loaded[: hurdle.domains], plan, replicates)
         self.rest = CompiledCells(task, loaded[hurdle.domains :], plan, replicates)
         self.names = (*self.first.names, *self.rest.names)
         self.cells = (*self.first.cells, *self.rest.cells)  # C runs over domains first: see compiled.layout
         self.metrics = tuple(sorted({*self.first.metrics, *self.rest.metrics}))
         self.data: tuple[Data, Data] = (self.first.data, self.rest.data)
-        self._jitted = jax.jit(self.evaluate)
 
     @property
     def plan(self) -> Plan:
@@ -82,32 +121,22 @@ class StagedCells:
 
     def evaluate(self, key: Any, genomes: Any, data: tuple[Data, Data]) -> Raw:
         """Raw cells of genomes `[P, D]`, those of the rest not evaluated where the hurdle was not passed; traceable."""
-        keys = cell_keys(key, self.names, self.replicates)
-        count = len(self.first.names)
+        keys, count = cell_keys(key, self.names, self.replicates), len(self.first.names)
         one = self.first.evaluate_keys(keys[:count], genomes, data[0])
-        failed = (one.failure != jnp.int8(Failure.OK)) | (one.evaluated & ~jnp.isfinite(one.loss)).any(axis=1)
-        passes = self.hurdle.passing(reduce(one.loss, self.first.cells, self.task.objectives[0]), failed)
-        two = self.rest.evaluate_keys(keys[count:], genomes, data[1], wanted=passes)
-        stopped = jnp.where(failed, jnp.int8(Failure.OK), jnp.int8(Failure.SKIPPED))  # what failed, settle sees
-        failure = jnp.where(one.failure != jnp.int8(Failure.OK), one.failure, jnp.where(passes, two.failure, stopped))
-        joined = {
-            name: jnp.concatenate(
-                [
-                    part.metrics[name] if name in part.metrics else jnp.full(part.loss.shape, jnp.nan, jnp.float32)
-                    for part in (one, two)
-                ],
-                axis=1,
-            )
-            for name in self.metrics
-        }
-        return Raw(
-            jnp.concatenate([one.loss, two.loss], axis=1), joined,
-            jnp.concatenate([one.evaluated, two.evaluated], axis=1), failure.astype(jnp.int8),
-        )  # fmt: skip
+        return self.behind(one, lambda passes: self.rest.evaluate_keys(keys[count:], genomes, data[1], wanted=passes))
+
+    def behind(self, one: Raw, rest: Callable[[Any], Raw]) -> Raw:
+        """Both stages' raw cells, whoever computes them: see `judge_behind`."""
+        return judge_behind(self.hurdle, one, rest, self.first.cells, self.task.objectives[0])
 
     def host(self, key: Any, genomes: np.ndarray) -> Raw:
-        """Raw cells as NumPy, outside any compiled loop."""
-        return jax.tree.map(np.asarray, self._jitted(key, jnp.asarray(genomes), self.data))
+        """Raw cells as NumPy, outside any compiled loop; candidates are grouped by their static columns."""
+        keys, count = cell_keys(key, self.names, self.replicates), len(self.first.names)
+        one = self.first.host_keys(keys[:count], genomes)
+        return jax.tree.map(
+            np.asarray,
+            self.behind(one, lambda passes: self.rest.host_keys(keys[count:], genomes, np.asarray(passes))),
+        )
 
     def cost(self) -> Any:
         """What one candidate that passes costs: all its cells together."""

@@ -7,15 +7,16 @@ numbers and the run's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
+from collections.abc import Mapping
+from textwrap import wrap
+from typing import Any
 
 from evometa.errors import ConfigError
+from evometa.export.beside import Values, constant, left_out, mup_pace_of_leaves, mup_remark, task_part
+from evometa.export.lines import kept_memory, late_inputs, lines_of, unwritten
 from evometa.printable import docstring
-from evometa.programs.code import Instruction, Program
+from evometa.programs.code import Program
 from evometa.programs.formula import text
-from evometa.programs.operations import OPERATIONS
 from evometa.programs.simplify import simplify
 
 _HELPERS = {
@@ -95,15 +96,22 @@ def _parts(a, layers):
 """
 
 
-def python_module(program: Program, origin: str, numbers: Mapping[str, float]) -> str:
-    """A NumPy module: `start(...) -> memory` and `update(memory, ...) -> (outputs, memory)` on arrays of one size."""
+def python_module(
+    program: Program, origin: str, beside: Values, task: str = "", options: Mapping[str, Any] | None = None
+) -> str:
+    """A NumPy module: `start(...) -> memory` and `update(memory, ...) -> (outputs, memory)` on arrays of one size.
+
+    `beside`: numbers and choices that were searched with the rule. For a built-in `task`, the name of its module, and
+    its `options`, functions follow that apply them as the run did (beside.py).
+    """
     program = simplify(program)
-    inputs = _read(program)
+    inputs = late_inputs(program)
     words = program.vocabulary
+    part = task_part(program, beside, task, options or {})
     what = [
         f"    {r.name}: {r.type}{', ' + docstring(r.text) if r.text else ''}" for r in words.inputs if r.name in inputs
     ]
-    beside = "\n".join(f"{_constant(name)} = {value!r}  # searched beside the rule" for name, value in numbers.items())
+    remarks = [line for text in (*part.remarks, *left_out(beside, part.applied)) for line in ("", *wrap(text, 110))]
     return "\n".join(
         [
             _head(program, origin),
@@ -112,20 +120,29 @@ def python_module(program: Program, origin: str, numbers: Mapping[str, float]) -
             "number of its layer once for each element; scalars are numbers; `layers` are the layers' sizes.",
             "",
             *(what or ["    none"]),
+            *remarks,
             '"""',
             "",
             "import numpy as xp",
             "",
             "_F = xp.float32",
-            *([beside] if beside else []),
+            *_constants(beside),
             _core(program),
+            *([part.code] if part.code else []),
         ]
     )
 
 
-def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) -> str:
-    """A module whose function `found_rule(...)` gives an Optax `GradientTransformation`.
+def _constants(beside: Values) -> list[str]:
+    return [f"{constant(name)} = {value!r}  # searched beside the rule" for name, value in beside.items()]
 
+
+def optax_module(
+    program: Program, origin: str, beside: Values, task: str = "", options: Mapping[str, Any] | None = None
+) -> str:
+    """A module whose function `found_rule(...)` gives an Optax `GradientTransformation`; arguments as above.
+
+    `lr` is applied as `learned_opt` does it: a factor of the step. So is that task's option `mup`.
     Raises `ConfigError` for programs of a vocabulary that is not made of optimizer inputs.
     """
     words, known = program.vocabulary, {"w", "g", "t", "progress", "fan_in"}
@@ -136,9 +153,11 @@ def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) ->
             f" got one of vocabulary {words.name!r}. Try --as python"
         )
     program = simplify(program)
-    inputs = _read(program)
+    inputs = late_inputs(program)
     steps = "steps, " if "progress" in inputs else ""
-    rate = numbers.get("lr", 1.0)
+    rate = beside.get("lr", 1.0)
+    mup = task == "evometa.tasks.learned_opt" and (options or {}).get("mup") is True
+    others = {name: value for name, value in beside.items() if name != "lr"}
     given = {
         "w": "w=ravel_pytree(params)[0].astype(xp.float32)",
         "g": "g=flat.astype(xp.float32)",
@@ -146,7 +165,7 @@ def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) ->
         "progress": "progress=count.astype(xp.float32) / _F(steps)",
         "fan_in": "fan_in=_fan_in(updates)",
     }
-    early = ", fan_in=_fan_in(params)" if "fan_in" in _read(program, setup=True) else ""
+    early = ", fan_in=_fan_in(params)" if "fan_in" in late_inputs(program, setup=True) else ""
     arguments = ", ".join(given[name] for name in given if name in inputs)
     needs_params = (
         ["        if params is None:", '            raise ValueError("this rule reads the weights: pass params")']
@@ -163,6 +182,16 @@ def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) ->
         "",
         "`learning_rate` multiplies the rule's step; its default is the run's. It may be a schedule (step -> number).",
         *(["`steps` is how many steps the training will take: the rule knows how far it has come."] if steps else []),
+        *[line for text in ([mup_remark()] if mup else []) + left_out(others, ()) for line in ("", *wrap(text, 110))],
+        *(
+            [
+                "",
+                "`hidden`: which matrices read hidden units, a tree of booleans like the parameters; by default all",
+                "but the first.",
+            ]
+            if mup
+            else []
+        ),
         '"""',
         "",
         "from typing import Any, NamedTuple",
@@ -174,6 +203,7 @@ def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) ->
         "",
         "_F = xp.float32",
         f"LEARNING_RATE = {rate!r}",
+        *_constants(others),
         "",
         "",
         "class State(NamedTuple):",
@@ -185,9 +215,10 @@ def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) ->
         "    return tuple(leaf.size for leaf in jax.tree.leaves(tree))",
         "",
         *([_FAN_IN] if "fan_in" in inputs or early else []),
+        *([mup_pace_of_leaves()] if mup else []),
         _core(program),
         "",
-        f"def found_rule({steps}learning_rate=LEARNING_RATE):",
+        f"def found_rule({steps}learning_rate=LEARNING_RATE{', hidden=None' if mup else ''}):",
         '    """The rule as an `optax.GradientTransformation`; weights of any tree, a leaf is a layer."""',
         "",
         "    def init(params):",
@@ -199,7 +230,8 @@ def optax_module(program: Program, origin: str, numbers: Mapping[str, float]) ->
         "        flat, restore = ravel_pytree(updates)",
         f"        outputs, memory = _update(state.memory, layers=_layers(updates), {arguments})".replace(", )", ")"),
         "        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate",
-        "        step = xp.broadcast_to(outputs['step'] * _F(1.0) * rate, flat.shape).astype(flat.dtype)",
+        f"        step = xp.broadcast_to(outputs['step'] * _F(1.0) * rate{' * _pace(updates, hidden)' if mup else ''},"
+        " flat.shape).astype(flat.dtype)",
         "        return restore(step), State(count, memory)",
         "",
         "    return optax.GradientTransformation(init, update)",
@@ -222,12 +254,12 @@ def _core(program: Program) -> str:
     """`start` and `update` and the helpers that they use."""
     words = program.vocabulary
     names = [register.name for register in words.registers]
-    kept = _memory(program)
+    kept = kept_memory(program)
     early_memory = {names[o] for row in program.setup for o in (*row.operands, row.destination)} & {
         register.name for register in words.memory
     }
-    early, late = _read(program, setup=True), _read(program)
-    body = [*_lines(program, program.setup), *_lines(program, program.update)]
+    early, late = late_inputs(program, setup=True), late_inputs(program)
+    body = [*lines_of(program, program.setup), *lines_of(program, program.update)]
     used = [name for name in _HELPERS if any(f"{name}(" in line for line in body)]
     helpers = "".join(("\n" + _HELPERS[name]) for name in used)
     if "_parts(" in helpers:
@@ -235,7 +267,7 @@ def _core(program: Program) -> str:
     zeros = [f"    {name} = xp.zeros(sum(layers), xp.float32)" for name in kept]
     outputs = [register.name for register in words.outputs]
     begin = [f"    {name} = memory[{name!r}]" for name in kept]
-    unset = [name for name in outputs if name in _unwritten(program)]
+    unset = [name for name in outputs if name in unwritten(program)]
     begin += [f"    {name} = _F(0.0)" for name in unset]
     wide = ["", "", "def _wide(a, layers):", "    return xp.broadcast_to(xp.asarray(a, xp.float32), (sum(layers),))"]
     return "\n".join(
@@ -246,62 +278,17 @@ def _core(program: Program) -> str:
             '    """Memory before the first step."""',
             *zeros,
             *[f"    {name} = _F(0.0)" for name in sorted(early_memory - set(kept))],
-            *_lines(program, program.setup),
+            *lines_of(program, program.setup),
             f"    return {{{', '.join(f'{name!r}: _wide({name}, layers)' for name in kept)}}}",
             "",
             "",
             f"def update(memory, *, layers{''.join(', ' + name for name in late)}):",
             '    """Outputs by name, and the memory for the next step."""',
             *begin,
-            *_lines(program, program.update),
+            *lines_of(program, program.update),
             f"    outputs = {{{', '.join(f'{name!r}: {name}' for name in outputs)}}}",
             f"    return outputs, {{{', '.join(f'{name!r}: _wide({name}, layers)' for name in kept)}}}",
             *(wide if kept else []),
             "",
         ]
     ).replace("'", '"')
-
-
-def _unwritten(program: Program) -> set[str]:
-    """Registers that `update` reads before it writes them, or never writes."""
-    names = [register.name for register in program.vocabulary.registers]
-    written: set[str] = set()
-    unset = set(names) - {names[row.destination] for row in program.update}
-    for row in program.update:
-        unset |= {names[operand] for operand in row.operands} - written
-        written.add(names[row.destination])
-    return unset
-
-
-def _memory(program: Program) -> list[str]:
-    """The memory registers whose value at the end of a step is read at the next: the rule's state."""
-    unset = _unwritten(program)
-    read = {program.vocabulary.registers[operand].name for row in program.update for operand in row.operands}
-    return [register.name for register in program.vocabulary.memory if register.name in unset & read]
-
-
-def _read(program: Program, setup: bool = False) -> list[str]:
-    """The inputs that a section reads, in the vocabulary's order."""
-    section = program.setup if setup else program.update
-    numbers = {operand for row in section for operand in row.operands}
-    return [register.name for i, register in enumerate(program.vocabulary.inputs) if i in numbers]
-
-
-def _lines(program: Program, section: Sequence[Instruction]) -> list[str]:
-    words = program.vocabulary
-    names = [register.name for register in words.registers]
-    for i, value in enumerate(program.constants):
-        names[words.first_constant + i] = f"_F({np.float32(value)!s})"  # the shortest text that gives the same bits
-    lines = []
-    for row in section:
-        operation = OPERATIONS[words.operations[row.operation]]
-        operands = dict(zip("abc", (names[o] for o in row.operands), strict=False))
-        right = operation.python.format(**operands)
-        if operation.kind != "map":
-            right = right[:-1] + ", layers)"
-        lines.append(f"    {names[row.destination]} = {right}")
-    return lines
-
-
-def _constant(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name).upper()

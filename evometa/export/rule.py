@@ -24,7 +24,10 @@ class Rule(NamedTuple):
     program: Program
     run: str
     candidate: str  # "12:3", or "champion, after generation 40"
-    numbers: dict[str, float]  # the other columns of the candidate, such as `lr`
+    beside: dict[str, float | str]  # the other columns of the candidate: numbers such as `lr`, and choices
+    task: str  # the module of the task that was searched
+    options: dict[str, Any]  # and its options
+    lost: tuple[str, ...]  # columns that no module holds: arrays, other programs
 
 
 def rule_of(path: Path, candidate: tuple[int, int] | None = None, column: str | None = None) -> Rule:
@@ -33,7 +36,8 @@ def rule_of(path: Path, candidate: tuple[int, int] | None = None, column: str | 
     Raises `ConfigError` where the run searches no program, `UsageError` where it must be said which, `EvometaError`
     for a run without a champion and for a candidate that is no program.
     """
-    space = Space.from_json(folder.read_record(path)["task"]["space"])
+    record = folder.read_record(path)
+    space = Space.from_json(record["task"]["space"])
     programs = [one.name for one in (*space.columns, *(held for held, _ in space.held)) if one.kind == "program"]
     if not programs:
         names = ", ".join(one.name for one in space.columns[:6])
@@ -61,8 +65,16 @@ def rule_of(path: Path, candidate: tuple[int, int] | None = None, column: str | 
     program = disassemble(vocabulary, values[column])
     if isinstance(program, Refusal):
         raise EvometaError(f"export: {who} of {path.name} is no program: {program}")
-    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-    return Rule(program, path.name, who, numbers)
+    beside: dict[str, float | str] = {}
+    for name, value in values.items():
+        if isinstance(value, str):
+            beside[name] = value
+        elif isinstance(value, int | float):
+            beside[name] = float(value)
+    lost = tuple(name for name in values if name != column and name not in beside)
+    options = record["spec"].get("task_options")
+    options = options if isinstance(options, dict) else {}
+    return Rule(program, path.name, who, beside, str(record["task"].get("source")), options, lost)
 
 
 def export(path: Path, form: str, candidate: tuple[int, int] | None = None, column: str | None = None) -> str:
@@ -72,4 +84,7 @@ def export(path: Path, form: str, candidate: tuple[int, int] | None = None, colu
         raise UsageError(f"export: expected --as {', '.join(FORMS)}, got {form!r}.{hint}")
     rule = rule_of(path, candidate, column)
     made: Any = {"optax": optax_module, "python": python_module, "latex": latex_source}[form]
-    return made(rule.program, f"{rule.candidate} of run {rule.run}", rule.numbers)
+    origin = f"{rule.candidate} of run {rule.run}"
+    if rule.lost:
+        origin += f" (without {', '.join(rule.lost)}, which stood beside it)"
+    return made(rule.program, origin, rule.beside, rule.task, rule.options)

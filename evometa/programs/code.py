@@ -22,7 +22,7 @@ REACH = math.asinh(1.0 / SMALL)
 FARTHEST = 1.5  # coordinates of constants are cut here: about 150
 WRONG = (
     "", "unknown operation", "unknown register", "writes what cannot be written", "wrong type", "not known in setup",
-    "not a number",
+    "not a number", "wrong shape", "not a whole number",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ class Refusal(NamedTuple):
     """Why a token array is no program of a vocabulary."""
 
     reason: str  # one of WRONG
-    position: int  # which instruction, -1 for a constant
+    position: int  # which instruction; -1 where it is none, such as a constant or a shape
 
     def __str__(self) -> str:
         return f"refused: {self.reason}" + (f" (instruction {self.position})" if self.position >= 0 else "")
@@ -109,9 +109,44 @@ def assemble(program: Program) -> Code:
     return Code(tokens, constants)
 
 
+def normalize(vocabulary: Vocabulary, code: Code) -> Code | Refusal:
+    """The arrays of a code as a vocabulary's programs have them, or why they are none; raises for no array.
+
+    `tokens` as `[length, 5]` int32, whole numbers beyond it as -1, which is no operation and no register; `constants`
+    as `[constants]` float32. Anything else is refused: other shapes, what is not real numbers, fractions in tokens.
+    """
+    parts = []
+    shapes = ((vocabulary.length, FIELDS), (vocabulary.constants,))
+    for given, shape in zip((code.tokens, code.constants), shapes, strict=True):
+        try:
+            array = np.asarray(given)
+        except (ValueError, OverflowError):  # lists of unequal lengths
+            return Refusal(WRONG[7], -1)
+        if array.shape != shape:
+            return Refusal(WRONG[7], -1)
+        if array.dtype.kind not in "biuf" and array.size:
+            return Refusal(WRONG[6], -1)
+        parts.append(array)
+    tokens, constants = parts
+    if tokens.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            tokens = tokens.astype(np.float64)  # whose range holds that of whole numbers, unlike float16's
+        for reason, wrong in ((6, ~np.isfinite(tokens)), (8, tokens != np.round(tokens))):
+            rows = np.flatnonzero(wrong.any(axis=1))
+            if rows.size:
+                return Refusal(WRONG[reason], int(rows[0]))
+    most = np.iinfo(np.int32).max
+    inside = (tokens >= -most) & (tokens <= most)
+    with np.errstate(over="ignore"):
+        return Code(np.where(inside, tokens, -1).astype(np.int32), constants.astype(np.float32))
+
+
 def disassemble(vocabulary: Vocabulary, code: Code) -> Program | Refusal:
-    """The program that arrays stand for, or why they are none. Never raises for arrays of the right shape."""
-    tokens, constants = np.asarray(code.tokens), np.asarray(code.constants, np.float32)
+    """The program that arrays stand for, or why they are none. Raises for no array, whatever its shape and type."""
+    found = normalize(vocabulary, code)
+    if isinstance(found, Refusal):
+        return found
+    tokens, constants = found
     reasons = check(vocabulary, tokens, np)
     bad = np.flatnonzero(reasons)
     if bad.size:

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from evometa.programs.code import Code, Program, Refusal, disassemble
+from evometa.programs.code import Code, Program, Refusal, disassemble, normalize
 from evometa.programs.graph import CONSTANT, INPUT, MEMORY, Node
 from evometa.programs.meaning import Meaning, Statement, Target, layout, meaning, statements
 from evometa.programs.operations import OPERATIONS
@@ -63,9 +63,12 @@ def latex(program: Program) -> str:
 
 
 def text_of(vocabulary: Vocabulary, code: Code) -> str:
-    """The formula of token and constant arrays, or `refused: ...`; the last thousands are remembered."""
-    tokens = np.ascontiguousarray(code.tokens, np.int32)
-    return _text_of(vocabulary, tokens.tobytes(), np.ascontiguousarray(code.constants, np.float32).tobytes())
+    """The formula of token and constant arrays, or `refused: ...`; the last thousands are remembered.
+
+    Raises for no array, whatever its shape and type.
+    """
+    found = normalize(vocabulary, code)
+    return str(found) if isinstance(found, Refusal) else _text_of(vocabulary, *(part.tobytes() for part in found))
 
 
 @lru_cache(maxsize=8192)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import sequential_vmap
 
-from evometa.errors import ConfigError
-from evometa.programs.code import Code, check, tables
+from evometa.errors import ConfigError, did_you_mean
+from evometa.programs.code import Code, Refusal, check, normalize, tables
 from evometa.programs.operations import arithmetic
-from evometa.programs.vocabulary import Register, Vocabulary
+from evometa.programs.vocabulary import FIELDS, Register, Vocabulary
 
 
 class Ready(NamedTuple):
@@ -35,12 +35,32 @@ class Ready(NamedTuple):
     refused: Any  # [] bool
 
 
-@partial(jax.jit, static_argnums=0)
 def prepare(vocabulary: Vocabulary, code: Code) -> Ready:
-    """Check a program and strip what has no effect on its outputs; traceable. Work it out once per candidate."""
-    tokens = jnp.asarray(code.tokens, jnp.int32)
+    """Check a program and strip what has no effect on its outputs; traceable. Work it out once per candidate.
+
+    What is no program is `refused`. Raises `ConfigError` for JAX arrays of another shape than the vocabulary's.
+    """
+    if not any(isinstance(part, jax.Array) for part in code):
+        found = normalize(vocabulary, code)
+        if isinstance(found, Refusal):
+            found = Code(np.full((vocabulary.length, FIELDS), -1, np.int32), np.zeros(vocabulary.constants, np.float32))
+        return _prepare(vocabulary, found)
+    shapes, wanted = [jnp.shape(part) for part in code], [(vocabulary.length, FIELDS), (vocabulary.constants,)]
+    if shapes != wanted:
+        raise ConfigError(
+            f"machine: vocabulary {vocabulary.name!r} expected tokens {wanted[0]} and constants {wanted[1]},"
+            f" got {shapes[0]} and {shapes[1]}"
+        )
+    return _prepare(vocabulary, code)
+
+
+@partial(jax.jit, static_argnums=0)
+def _prepare(vocabulary: Vocabulary, code: Code) -> Ready:
+    raw = jnp.asarray(code.tokens)
+    tokens = raw.astype(jnp.int32)
     constants = jnp.asarray(code.constants, jnp.float32)
     refused = jnp.any(check(vocabulary, tokens, jnp) > 0) | ~jnp.all(jnp.isfinite(constants))
+    refused |= jnp.any(tokens != raw)  # fractions, and what is no number
     tokens = jnp.where(refused, 0, tokens)
     live = effective(vocabulary, tokens)
     sections, counts = [], []
@@ -83,6 +103,31 @@ def effective(vocabulary: Vocabulary, tokens: Any) -> Any:
     return jnp.concatenate([early, used])
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Outputs(dict[str, Any]):
+    """Outputs by name; one that the vocabulary does not have is told as what it is."""
+
+    vocabulary = ""
+
+    def __missing__(self, name: str) -> Any:
+        raise ConfigError(
+            f"machine: vocabulary {self.vocabulary!r} has no output {name!r}; it has {', '.join(self)}."
+            f"{did_you_mean(name, self)}"
+        )
+
+    def tree_flatten_with_keys(self) -> tuple[Any, Any]:
+        """As a dict's, and whose outputs they are."""
+        names = tuple(sorted(self))
+        return [(jax.tree_util.DictKey(name), self[name]) for name in names], (names, self.vocabulary)
+
+    @classmethod
+    def tree_unflatten(cls, what: Any, parts: Any) -> Outputs:
+        """The outputs again."""
+        outputs = cls(zip(what[0], parts, strict=True))
+        outputs.vocabulary = what[1]
+        return outputs
+
+
 class Machine:
     """Runs programs of a vocabulary on arrays of N elements, which consist of `layers` of these sizes.
 
@@ -113,10 +158,11 @@ class Machine:
         """One `update`: outputs by name, each `[N]`, and the new memory."""
         registers = self._run(ready.update, ready.counts[1], self._registers(ready, inputs, memory))
         first = self.vocabulary.first_output
-        outputs = {
-            register.name: jnp.where(ready.refused, jnp.nan, registers[first + i])
+        outputs = Outputs(
+            (register.name, jnp.where(ready.refused, jnp.nan, registers[first + i]))
             for i, register in enumerate(self.vocabulary.outputs)
-        }
+        )
+        outputs.vocabulary = self.vocabulary.name
         return outputs, registers[self.vocabulary.first_memory : first]
 
     def derivative(self, ready: Ready, inputs: Mapping[str, Any], wrt: str) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ Vocabularies are plain data: they are written into a run's folder, and reading t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +46,19 @@ class Register:
     setup: bool = False
     text: str = ""
 
+    def check(self, where: str) -> None:
+        """Raise `ConfigError` where a field is of another type than it should be."""
+        for field, value in asdict(self).items():
+            kind = bool if field == "setup" else str
+            if not isinstance(value, kind):
+                raise ConfigError(
+                    f"{where}: register {self.name!r}: expected {field} as"
+                    f" {'true or false' if kind is bool else 'text'}, got {value!r}"
+                )
+
+
+_KINDS = {Register: "Register(...)", str: "names of operations"}
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -66,8 +79,7 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         where = f"vocabulary {self.name!r}"
-        for field in ("inputs", "outputs", "memory"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        self._check_types(where)
         object.__setattr__(self, "operations", ("nop", *(name for name in self.operations if name != "nop")))
         for name in self.operations:
             if name not in OPERATIONS:
@@ -79,6 +91,13 @@ class Vocabulary:
             raise ConfigError(f"{where}: expected at least one operation, each once, got {list(self.operations[1:])}")
         if not self.inputs or not self.outputs:
             raise ConfigError(f"{where}: expected at least one input and one output")
+        if not (self.constants >= 0 and self.setup >= 0 and self.update >= 1):
+            raise ConfigError(f"{where}: expected constants >= 0, setup >= 0 and update >= 1")
+        count = len(self.inputs) + self.constants + len(self.memory) + len(self.outputs)
+        if self.length > MOST or count > MOST:
+            raise ConfigError(
+                f"{where}: expected at most {MOST} instructions and {MOST} registers, got {self.length} and {count}"
+            )
         names = [register.name for register in self.registers]
         for register in self.registers:
             if not NAME.fullmatch(register.name) or names.count(register.name) > 1:
@@ -88,13 +107,26 @@ class Vocabulary:
                     f"{where}: register {register.name!r}: expected a type of {', '.join(TYPES)} and a probe of"
                     f" {', '.join(PROBES)}, got {register.type!r} and {register.probe!r}"
                 )
-        if not (self.constants >= 0 and self.setup >= 0 and self.update >= 1):
-            raise ConfigError(f"{where}: expected constants >= 0, setup >= 0 and update >= 1")
-        if self.length > MOST or len(names) > MOST:
-            raise ConfigError(
-                f"{where}: expected at most {MOST} instructions and {MOST} registers,"
-                f" got {self.length} and {len(names)}"
-            )
+
+    def _check_types(self, where: str) -> None:
+        """Raise `ConfigError` where a field holds another kind of thing than it should."""
+        if not isinstance(self.name, str):
+            raise ConfigError(f"{where}: expected a name, got {type(self.name).__name__}")
+        for field, kind in (("inputs", Register), ("outputs", Register), ("memory", Register), ("operations", str)):
+            given: Any = getattr(self, field)
+            if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+                raise ConfigError(f"{where}: expected {field} as a list, got {given!r}")
+            rows = tuple(given)
+            object.__setattr__(self, field, rows)  # a generator is read once
+            for row in rows:
+                if not isinstance(row, kind):
+                    raise ConfigError(f"{where}: expected {field} of {_KINDS[kind]}, got {row!r}")
+                if isinstance(row, Register):
+                    row.check(where)
+        for field in ("constants", "setup", "update"):
+            number: Any = getattr(self, field)
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise ConfigError(f"{where}: expected {field} as a whole number, got {number!r}")
 
     @property
     def registers(self) -> tuple[Register, ...]:

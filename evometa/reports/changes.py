@@ -13,7 +13,7 @@ from evometa.archives.read import Archive
 from evometa.errors import EvometaError
 from evometa.programs.code import Program, Refusal, disassemble
 from evometa.programs.difference import difference
-from evometa.reports.values import readable
+from evometa.reports.values import rates_of, readable
 from evometa.space import Space
 
 Name = tuple[int, int]
@@ -77,6 +77,7 @@ def diff_data(path: Path, one: Name, two: Name | None = None, depth: int | None 
         if not said and two is None:
             unchanged += 1
             continue
+        said += rate_changes(rates_of(before), rates_of(after))
         steps.append(
             {
                 "from": _name(before),
@@ -90,6 +91,14 @@ def diff_data(path: Path, one: Name, two: Name | None = None, depth: int | None 
             }  # fmt: skip
         )
     return {"run": path.name, "steps": steps, "unchanged": unchanged}
+
+
+def rate_changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
+    """At what rates a child was made, a line for each; against those of its parent where these are known."""
+    return [
+        f"made with {name} {before[name]:.3g} -> {value:.3g}" if name in before else f"made with {name} {value:.3g}"
+        for name, value in after.items()
+    ]
 
 
 def diff_text(data: Mapping[str, Any]) -> str:

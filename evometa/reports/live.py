@@ -36,7 +36,7 @@ class Live:
         """Open the view."""
         self.session, self.until, self.first = session, until, generation
         self.started = self.line_at = self.look_at = time.monotonic()
-        self.looked, self.validation, self.failed = 0.0, float("nan"), 0
+        self.looked, self.validation, self.failed, self.stopped = 0.0, float("nan"), 0, 0
         self.name = printable(self.title or path.name, lines=False)
         task = session.task
         note = "  (one function: nothing held out by construction)" if task.black_box else ""
@@ -67,7 +67,10 @@ class Live:
         generation = block.first + block.generations
         fitness = np.asarray(block.scores.fitness)[-1, :, 0]
         finite = fitness[np.isfinite(fitness)]
-        self.failed += int((np.asarray(block.scores.failure) != Failure.OK).sum())
+        failure = np.asarray(block.scores.failure)
+        stopped = int((failure == Failure.SKIPPED).sum())  # at a hurdle, which is no fault of theirs
+        self.stopped += stopped
+        self.failed += int((failure != Failure.OK).sum()) - stopped
         self._look(state, now)
         words = self._words(generation, finite, time.monotonic())
         if self._progress is not None:
@@ -99,6 +102,8 @@ class Live:
                 parts.append(f"gap {self.validation - np.median(finite):+.4f}")
         if self.failed:
             parts.append(f"failed {self.failed}")
+        if self.stopped:
+            parts.append(f"stopped at the hurdle {self.stopped}")
         spent, done = now - self.started, generation - self.first
         if spent > 0:
             parts.append(f"{done * self.session.strategy.population / spent:.4g}/s")

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evometa.archives.write import storage
+from evometa.archives.write import replace
 from evometa.errors import UsageError
-from evometa.printable import markdown
+from evometa.printable import as_typed, markdown
 from evometa.reports.compare import Section, _as_markdown, _as_text, _range, comparison_sections, verdict_sections
 from evometa.reports.tables import Rows
 
@@ -54,9 +54,10 @@ def write(data: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write report.json, report.md and, where the extra `reports` is there, figure.svg; returns what was written."""
     written = [folder / "report.json", folder / "report.md"]
     figure = _draw(data, folder / FIGURE)
-    with storage(folder):
-        written[0].write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-        written[1].write_text(study_markdown(data, FIGURE if figure else None))
+    replace(written[0], as_typed(json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+    replace(written[1], study_markdown(data, FIGURE if figure else None).encode())
+    if figure:
+        replace(figure, figure.read_bytes())
     return [*written, *([figure] if figure else [])]
 
 

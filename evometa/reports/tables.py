@@ -12,7 +12,7 @@ from evometa import champion, folder
 from evometa.archives import events, ledger
 from evometa.archives.read import Archive
 from evometa.errors import IntegrityError
-from evometa.reports.values import readable
+from evometa.reports.values import rates_of, readable
 from evometa.space import Space
 
 Rows = list[dict[str, Any]]
@@ -306,6 +306,8 @@ def candidate_text(row: Mapping[str, Any], replay: Mapping[str, Any] | None) -> 
         f"made by   {row['operator']}, parents {parents}",
         *[f"  {name} = {cell_text(value)}" for name, value in {**row["params"], **row["choices"]}.items()],
     ]
+    if rates := rates_of(row):
+        lines.append("made with " + ", ".join(f"{name} {value:.3g}" for name, value in rates.items()))
     if row["text"]:
         lines.append(f"formula   {row['text']}")
     scores = [{k: s[k] for k in ("domain", "query", "role", "replicate", "loss")} for s in row["scores"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,11 @@ import numpy as np
 from evometa.programs.code import Code
 from evometa.programs.formula import text_of
 from evometa.space import Space, flatten
+
+
+def rates_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The rates at which a candidate was made, where its run records them; else none."""
+    return json.loads(row.get("extras") or "{}").get("rates", {})
 
 
 def readable(space: Space, genome: np.ndarray) -> dict[str, Any]:

@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 
 from evometa import champion, folder
+from evometa.archives.pull import refresh
 from evometa.archives.read import Archive
-from evometa.printable import printable
+from evometa.printable import as_typed, printable
 
 _SECONDS = 2.0
+FINE = ("ok", "skipped")
 
 
 def follow(path: Path, *, once: bool, as_json: bool) -> None:
     """Print the state of a run whenever it changed, until it has its champion (or once)."""
     archive, shown = Archive(path), None
     while True:
+        refresh(path)  # of a run in an object store, its copy here
         now = state(path, archive)
         if now != shown:
-            print(json.dumps(now, allow_nan=False) if as_json else printable(text(now)), flush=True)
+            print(as_typed(json.dumps(now, allow_nan=False)) if as_json else printable(text(now)), flush=True)
             shown = now
         if once or now["champion"] is not None and now["generations"] >= now["of"]:
             return
@@ -46,10 +49,12 @@ def state(path: Path, archive: Archive) -> dict[str, Any]:
         else {"generation": best.generation, "index": best.index, "validation": best.validation},
     }
     if generations:
-        newest = archive.parts()[-1].read(["generation", "fitness"])
-        fitness = newest["fitness"].to_numpy()[newest["generation"].to_numpy() == generations - 1]
+        newest = archive.parts()[-1].read(["generation", "fitness", "failure"])
+        last = newest.filter(newest["generation"].to_numpy() == generations - 1)
+        fitness = last["fitness"].to_numpy()
         finite = fitness[np.isfinite(fitness)]
-        data["failed"] = int(len(fitness) - len(finite))
+        # Who stopped at a hurdle has no fitness, and did not fail.
+        data["failed"] = sum(failure not in FINE for failure in last["failure"].to_pylist())
         if len(finite):
             data["best"], data["median"] = float(finite.min()), float(np.median(finite))
     return data

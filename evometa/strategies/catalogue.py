@@ -72,6 +72,7 @@ _OWN = {
             "behaviour": "genome", "neighbours": 5, "islands": 1, "migration_interval": 10, "migrants": 1,
             "self_modification": True, "rejudge": 0.05, "fresh": 0.0, "warm": 0.5, "crossover": 0.4, "changes": 1.5,
             "sigma": 0.1, "smallest": 1e-4, "rate": None, "tries": 4,
+            "record_rates": False,
         },
         minimum=4, parents="true parents (one or two)",
     ),

@@ -38,7 +38,7 @@ from evometa.strategies import open_ended_repertoire as repertoire
 from evometa.strategies import parts
 from evometa.strategies.catalogue import CATALOGUE
 from evometa.strategies.open_ended_repertoire import Members
-from evometa.strategies.open_ended_variation import Breeding, apart, profile
+from evometa.strategies.open_ended_variation import GENES, Breeding, apart, profile
 from evometa.types import Array, Genome, Genomes, Parents, Prior, Scores, Strategy
 
 NAME = "open_ended"
@@ -54,6 +54,7 @@ class Asked(NamedTuple):
     hashes: Array  # [P, 2]
     parents: Array  # [P, 2] int32: slots of the parents, -1 for none
     again: Array  # [P] int32: slot of the member that is asked again, -1 for a new candidate
+    made: Array  # [P, R] float32: rates at which each was made, NaN for none; [0, R] unless they are recorded
 
 
 class State(NamedTuple):
@@ -66,8 +67,8 @@ class State(NamedTuple):
     asked: Asked
     bound: Array  # [] float32: the largest loss of a viable candidate
     counts: Array  # [4] int32: members that made room, newcomers refused, not viable, rows of empty islands
-    marks: Array  # [4] int32: when it first happened (-1 never): full, nobody viable, an island empty, the start failed
-    island: Array  # [] int32: the island that was empty first
+    marks: Array  # [3] int32: when it first happened (-1 never): full, nobody viable, the start failed
+    empty: Array  # [islands] int32: when each island was first found without members (-1 never)
 
 
 def open_ended(space: Space, population: int = 32, **hyperparameters: Any) -> Strategy:
@@ -81,7 +82,8 @@ def open_ended(space: Space, population: int = 32, **hyperparameters: Any) -> St
     `migration_interval` 10 generations, `migrants` 1 per island; `self_modification` True; `rejudge` 0.05, `fresh`
     0.0, `warm` 0.5, shares of rows as above; `crossover` 0.4, `changes` 1.5, `sigma` 0.1, `rate` None: where
     the genes of open_ended_variation.py begin; `smallest` 1e-4, the floor of the step; `tries` 4, variants of a program
-    until it does what no member does. Raises `UsageError` for other names, `ConfigError` for values out of range.
+    until it does what no member does; `record_rates` False: whether the lineage says, in `extras`, at what rates each
+    child was made. Raises `UsageError` for other names, `ConfigError` for values out of range.
     """
     given = parts.hyperparameters(NAME, CATALOGUE[NAME].defaults, hyperparameters)
     population = parts.check_population(NAME, population, CATALOGUE[NAME].minimum)
@@ -92,8 +94,9 @@ def open_ended(space: Space, population: int = 32, **hyperparameters: Any) -> St
         _one_of("criterion", given["criterion"], CRITERIA, " or a number")
     else:
         parts.check_range(NAME, criterion=(given["criterion"], -np.inf, np.inf))
-    if not isinstance(given["self_modification"], bool):
-        raise ConfigError(f"{NAME}: expected self_modification to be true or false, got {given['self_modification']!r}")
+    for option in ("self_modification", "record_rates"):
+        if not isinstance(given[option], bool):
+            raise ConfigError(f"{NAME}: expected {option} to be true or false, got {given[option]!r}")
     share = (0.0, 1.0)
     parts.check_range(
         NAME, capacity=(given["capacity"], 1, 2**14), slack=(given["slack"], 0.0, 1e6),
@@ -121,6 +124,7 @@ def open_ended(space: Space, population: int = 32, **hyperparameters: Any) -> St
     return Strategy(
         NAME, population, search.init, search.ask, search.tell, search.recommend, traceable=True,
         searches=frozenset(KINDS), operators=("random", "mutation", "crossover"), notes=search.notes,
+        rates=search.rates if given["record_rates"] else None,
     )  # fmt: skip
 
 
@@ -164,11 +168,11 @@ class _Search:
         )  # fmt: skip
         asked = Asked(
             self.breeding.first_genes(population), jnp.full((population, 2), REFUSED[0], jnp.uint32),
-            jnp.full((population, 2), -1, jnp.int32), jnp.full(population, -1, jnp.int32),
+            jnp.full((population, 2), -1, jnp.int32), jnp.full(population, -1, jnp.int32), self._made_none(population),
         )  # fmt: skip
         return State(
             jnp.int32(0), jnp.bool_(False), start, members, asked, jnp.float32(jnp.inf), jnp.zeros(4, jnp.int32),
-            jnp.full(4, -1, jnp.int32), jnp.int32(-1),
+            jnp.full(3, -1, jnp.int32), jnp.full(self.islands, -1, jnp.int32),
         )  # fmt: skip
 
     def ask(self, key: Any, state: State) -> tuple[Genomes, Parents, State]:
@@ -178,7 +182,8 @@ class _Search:
         homes = (rows % self.islands).astype(jnp.int32)
         view, begun = _view(members), jnp.any(members.held)
         first, second = apart(lambda view: self._parents(keys[0], view, homes), view)
-        stranded = begun & ~jnp.any(members.held.reshape(self.islands, -1), axis=1)[homes]
+        vacant = begun & ~jnp.any(members.held.reshape(self.islands, -1), axis=1)
+        stranded = vacant[homes]
         child = begun & (rows < count - self.immigrants)
         fresh = self.space.sample(keys[1], count)
         # Nobody yet: the start, mutants of it, random rows.
@@ -210,6 +215,10 @@ class _Search:
         slots = jnp.stack([jnp.where(child, first, -1), jnp.where(paired, second, -1)], axis=1)
 
         genomes = genomes.at[0].set(jnp.where(begun, genomes[0], state.start))
+        made_by = self._made_none(count)
+        if self.given["record_rates"]:
+            varied = born & (begun | (rows > 0))
+            made_by = jnp.where(varied[:, None], jnp.stack(rates, axis=1), jnp.nan)
         again = jnp.full(count, -1, jnp.int32)
         if self.again:
             best = jnp.argsort(jnp.where(members.held, view.loss, jnp.inf))[: self.again].astype(jnp.int32)
@@ -219,14 +228,13 @@ class _Search:
             repeats = again >= 0
             genomes = jnp.where(repeats[:, None], members.genomes[same], genomes)
             slots = jnp.where(repeats[:, None], jnp.stack([again, jnp.full_like(again, -1)], axis=1), slots)
+            made_by = jnp.where(repeats[: len(made_by), None], jnp.nan, made_by)
         ids = jnp.where((slots >= 0)[:, :, None], members.ids[slots], -1).astype(jnp.int32)
         orphans = jnp.sum(stranded & child & (again < 0)).astype(jnp.int32)
-        empty = (orphans > 0) & (state.marks[2] < 0)
         return self.space.project(genomes), ids, state._replace(
-            generation=state.generation + 1, asked=Asked(genes, hashes, slots.astype(jnp.int32), again),
+            generation=state.generation + 1, asked=Asked(genes, hashes, slots.astype(jnp.int32), again, made_by),
             counts=state.counts.at[3].add(orphans),
-            marks=state.marks.at[2].set(jnp.where(empty, state.generation, state.marks[2])),
-            island=jnp.where(empty, homes[jnp.argmax(stranded)], state.island),
+            empty=jnp.where(vacant & (state.empty < 0), state.generation, state.empty),
         )  # fmt: skip
 
     def tell(self, key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
@@ -256,7 +264,7 @@ class _Search:
         members, left, refused = repertoire.admitted(members, newcomers, self.islands, self.given["when_full"])
         full, nobody = (left + refused) > 0, ~jnp.any(viable) & jnp.any(new)
         failed = ~state.told & ~ok[0] & (self.given["criterion"] == "start")
-        happened = jnp.stack([full, nobody, jnp.bool_(False), failed])
+        happened = jnp.stack([full, nobody, failed])
         after = state._replace(
             told=jnp.bool_(True), members=members, bound=bound,
             counts=state.counts + jnp.stack([left, refused, jnp.sum(new & judged & ~viable), 0]).astype(jnp.int32),
@@ -272,23 +280,33 @@ class _Search:
 
     def notes(self, state: State) -> list[str]:
         """What happened to the repertoire, a sentence each, the same ever after; for people and the run's diary."""
-        full, nobody, empty, failed = (int(mark) for mark in np.asarray(state.marks))
+        full, nobody, failed = (int(mark) for mark in np.asarray(state.marks))
         said = []
+        if self.size < (capacity := int(self.given["capacity"])):
+            said.append(
+                f"generation 0: {self.size} of the {capacity} places are used: {self.places} on each of"
+                f" {self.islands} islands"
+            )
         if failed >= 0:
             said.append(
                 f"generation {failed}: the start failed, so the criterion is the median of the first generation"
             )
         if nobody >= 0:
             said.append(f"generation {nobody}: no candidate met the minimal criterion (loss at most {state.bound:.6g})")
-        if empty >= 0:
+        emptied = np.asarray(state.empty)
+        for island in sorted(np.flatnonzero(emptied >= 0).tolist(), key=lambda island: (emptied[island], island)):
             said.append(
-                f"generation {empty}: island {int(state.island)} has no members; its parents come from the others"
+                f"generation {emptied[island]}: island {island} has no members; its parents come from the others"
             )
         if full >= 0:
             rule = repertoire.WHEN_FULL[self.given["when_full"]]
             where = f"the repertoire's {self.size} places" + (f" on {self.islands} islands" if self.islands > 1 else "")
             said.append(f"generation {full}: full: {where} do not hold every viable candidate; from now on {rule}")
         return said
+
+    def rates(self, state: State) -> dict[str, Array]:
+        """`[P]` each: the rates at which the rows just asked were made; those that mean something in this space."""
+        return {name: state.asked.made[:, at] for at, name in enumerate(GENES) if name in self.breeding.matters}
 
     # --- asking -----------------------------------------------------------------------------------
 
@@ -303,6 +321,9 @@ class _Search:
                 slot = jnp.where(slot < 0, anywhere, slot)
             found.append(jnp.maximum(slot, 0))
         return found[0], found[1]
+
+    def _made_none(self, count: int) -> Array:
+        return jnp.full((count if self.given["record_rates"] else 0, len(GENES)), jnp.nan, jnp.float32)
 
     # --- telling ----------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ two), moved a little, and it is made with its *own* genes: rates that make good 
 1995, "Evolution and Optimum Seeking"; for operator probabilities Spears 1995). They belong to the strategy's state,
 beside the genome, for a genome holds what the task declares and nothing else; a run that is told again has the same.
 
-A task may declare more: a program column named `mutation` (`COLUMN`) whose outputs are all named after `GENES` *is*
-the operator. It runs once for every child of its owner, and what it puts out is added to these genes before the child
-is made. (With other outputs it is a program like others; what it does is the task's affair.) It reads scalars by the
-names in `FACTS`; other inputs of its vocabulary are 0. As part of the genome it is stored in the lineage, varied like
-every program, and changed by itself: improving the improver. Without `self_modification` it is carried along and never
-run.
+A task may declare more: a program column named `mutation` (`COLUMN`) with outputs named after `GENES` *is* the
+operator. It runs once for every child of its owner, and what these outputs say is added to the genes before the child
+is made. (What others say is the task's affair: the same program may serve there too.) It reads scalars by the names in
+`FACTS`; other inputs of its vocabulary are 0, and it begins with empty memory. As part of the genome it is stored in
+the lineage, varied like every program, and changed by itself: improving the improver. Without `self_modification` it
+is carried along and never run here.
 
 To make children in another way, add to `OPERATORS`: functions applied in this order, each `(breeding, key, made) ->
 genomes [P, D]`.
@@ -81,9 +81,12 @@ class Breeding:
         self.bins = np.repeat(bins, sizes).astype(np.float32) if columns else np.zeros(0, np.float32)
         discrete = int((self.choice | self.whole).sum())
         self.rate = given["rate"] if given["rate"] is not None else max(0.1, 1.0 / max(1, discrete))
+        programs, beside = bool(self.layout.programs), len(columns) > 0
+        shown = (True, True, programs, programs and beside, discrete > 0)
+        self.matters = frozenset(gene for gene, shows in zip(GENES, shown, strict=True) if shows)
         own = [c.vocabulary for c in space.columns if c.name == COLUMN and c.vocabulary is not None]
         self.operator: Vocabulary | None = None
-        if own and {register.name for register in own[0].outputs} <= set(GENES):
+        if own and {register.name for register in own[0].outputs} & set(GENES):
             self.operator = own[0]
             self._operator_part = next(p for c, p in zip(space.columns, space.slices, strict=True) if c.name == COLUMN)
 

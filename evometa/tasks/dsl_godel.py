@@ -32,7 +32,7 @@ from evometa.programs.interpret import prepare
 from evometa.programs.vocabulary import Vocabulary
 from evometa.space import Candidate, Space
 from evometa.tasks.parts import problems
-from evometa.tasks.parts.lifetime import MUTATION, live
+from evometa.tasks.parts.lifetime import BREEDING, MUTATION, live
 from evometa.tasks.parts.synthesis import DIALECTS, LISTS, pack, run, translate
 
 EVOLVES = ("both", "solver", "mutation")
@@ -47,22 +47,27 @@ AGENTS: dict[str, tuple[str, str]] = {
     ),
 }
 PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {"task": {"rounds": 4, "trials": 4}, "generations": 2, "population": 8, "strategy": "linear_gp"},
-    "standard": {"task": {}, "generations": 80, "population": 64, "strategy": "linear_gp"},
-    "full": {"task": {}, "generations": 400, "population": 64, "strategy": "linear_gp"},
+    "smoke": {"task": {"rounds": 4, "trials": 4}, "generations": 2, "population": 8, "strategy": "open_ended"},
+    "standard": {"task": {}, "generations": 80, "population": 64, "strategy": "open_ended"},
+    "full": {"task": {}, "generations": 400, "population": 64, "strategy": "open_ended"},
 }
 
 
-def dsl_godel(*, agent: str = "seed", evolves: str = "both", rounds: int = 32, trials: int = 24) -> Task:
+def dsl_godel(
+    *, agent: str = "seed", evolves: str = "both", breeds: bool = False, rounds: int = 32, trials: int = 24
+) -> Task:
     """Agents that synthesize programs as a task.
 
     `agent`: the baseline, `seed` (two empty programs) or `by_hand`. `evolves`: what is searched; the other program is
-    held as the baseline has it (`solver`: no self-modification). A lifetime is `rounds` times `trials` programs.
-    Raises `ConfigError` for unknown words and sizes out of range.
+    held as the baseline has it (`solver`: no self-modification). `breeds`: mutation programs are written in `BREEDING`,
+    which adds outputs that the strategy `open_ended` reads: the program that edits trial programs then also decides
+    how its agent's children are made. A lifetime is `rounds` times `trials` programs. Raises `ConfigError` for
+    unknown words and sizes out of range.
     """
-    _check(agent, evolves, rounds=rounds, trials=trials)
-    start = {"solver": coded(LISTS, AGENTS[agent][0]), "mutation": coded(MUTATION, AGENTS[agent][1])}
-    space = Space({"solver": program(LISTS), "mutation": program(MUTATION)})
+    _check(agent, evolves, breeds, rounds=rounds, trials=trials)
+    words = BREEDING if breeds else MUTATION
+    start = {"solver": coded(LISTS, AGENTS[agent][0]), "mutation": coded(words, AGENTS[agent][1])}
+    space = Space({"solver": program(LISTS), "mutation": program(words)})
     if evolves != "both":
         held = "mutation" if evolves == "solver" else "solver"
         space = space.hold({held: start[held]})
@@ -71,7 +76,7 @@ def dsl_godel(*, agent: str = "seed", evolves: str = "both", rounds: int = 32, t
         name="dsl_godel",
         space=space,
         domains=tuple(_domain(name) for name in problems.PROBLEMS),
-        fit=partial(fit, rounds=rounds, trials=trials),
+        fit=partial(fit, rounds=rounds, trials=trials, **({"words": words} if breeds else {})),
         judge=judge,
         objective=Objective("away"),
         baseline=start,
@@ -85,8 +90,13 @@ def dsl_godel(*, agent: str = "seed", evolves: str = "both", rounds: int = 32, t
     )
 
 
-def fit(key: Any, candidate: Candidate, support: Any, *, rounds: int, trials: int) -> dict[str, Any]:
-    """One lifetime on the examples shown: `{"program": {dialect: [length, 5]}, "error": []}`."""
+def fit(
+    key: Any, candidate: Candidate, support: Any, *, rounds: int, trials: int, words: Vocabulary = MUTATION
+) -> dict[str, Any]:
+    """One lifetime on the examples shown: `{"program": {dialect: [length, 5]}, "error": []}`.
+
+    `words`: what the candidate's mutation program is written in.
+    """
     (dialect, shown), *_ = support.items()
     vocabulary = DIALECTS[dialect]
     tokens = jnp.asarray(candidate["solver"].tokens, jnp.int32)
@@ -95,8 +105,8 @@ def fit(key: Any, candidate: Candidate, support: Any, *, rounds: int, trials: in
     if vocabulary is not LISTS:
         tokens = translate(LISTS, vocabulary, tokens, tables(LISTS).arity)
     start, _ = pack(tokens, tokens[:, 0] > 0)
-    mutation = prepare(MUTATION, candidate["mutation"])
-    found, error = live(vocabulary, key, start, mutation, shown, rounds, trials)
+    mutation = prepare(words, candidate["mutation"])
+    found, error = live(vocabulary, key, start, mutation, shown, rounds, trials, words)
     # An agent that is no two programs fails, as a rule that is no program does.
     return {"program": {dialect: found}, "error": jnp.where(refused | mutation.refused, jnp.nan, error)}
 
@@ -137,11 +147,13 @@ def coded(vocabulary: Vocabulary, lines: str) -> Code:
     return assemble(parse(vocabulary, lines.replace("; ", "\n")))
 
 
-def _check(agent: Any, evolves: Any, **sizes: Any) -> None:
+def _check(agent: Any, evolves: Any, breeds: Any, **sizes: Any) -> None:
     for label, word, words in (("agent", agent, tuple(AGENTS)), ("evolves", evolves, EVOLVES)):
         if word not in words:
             hint = did_you_mean(str(word), words)
             raise ConfigError(f"dsl_godel: expected {label} out of {', '.join(words)}; got {word!r}.{hint}")
+    if not isinstance(breeds, bool):
+        raise ConfigError(f"dsl_godel: expected breeds to be true or false, got {breeds!r}")
     for label, number in sizes.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigError(f"dsl_godel: expected {label} as a whole number >= 1, got {number!r}")

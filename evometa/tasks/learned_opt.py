@@ -119,11 +119,12 @@ def learned_opt(
     """An optimizer as a task.
 
     `genome`: "program" searches a rule and its rate; "sgd", "momentum", "adam", "adamw", "annealed" (AdamW whose rate
-    falls with a power of what is left) hold that rule fixed and search its numbers; "swept_adam" and so on train with
-    seven rates, half a decade apart, and take the best of them on each query: an oracle, for it chooses by what judges
-    it. `start`: the known rule that is the baseline of "program", or "nothing". `mup`: maximal update parametrization
-    of steps and initial weights. `steps`: of a training at horizon 1; `batch`: rows of a step. `train`, `validation`,
-    `test`: names of domains, each in one role; those of `TEST` can be nothing else.
+    falls with a power of what is left), "nadamw" (the same with Nesterov's momentum) hold that rule fixed and search
+    its numbers; "swept_adam" and so on train with seven rates, half a decade apart, and take the best of them on each
+    query: an oracle, for it chooses by what judges it. `start`: the known rule that is the baseline of "program", or
+    "nothing". `mup`: maximal update parametrization of steps and initial weights. `steps`: of a training at horizon 1;
+    `batch`: rows of a step. `train`, `validation`, `test`: names of domains, each in one role; those of `TEST` can be
+    nothing else.
 
     Raises `ConfigError` for an option out of its range.
     """

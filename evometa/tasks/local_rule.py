@@ -31,12 +31,12 @@ from evometa.programs.known import KNOWN, known
 from evometa.programs.vocabularies import PLASTICITY
 from evometa.programs.vocabulary import Vocabulary
 from evometa.space import Candidate, Space, log, program, real
-from evometa.tasks.parts.unlabelled import NONLINEARITIES, TEST, TRAIN, VALIDATION, domain
+from evometa.tasks.parts.unlabelled import TEST, TRAIN, VALIDATION, domain
+from evometa.tasks.parts.unsupervised import REFERENCES, beginning, forward, length
 
 RIDGE = 0.3  # of the probe, per mean variance of a feature: the best of 0.03, 0.1, 0.3, 1 for random features
 INPUTS = ("w", "pre", "post", "back", "modulator", "fan_in")
 RIVALS = ("hebb", "oja", "subspace", "bcm")  # known rules that a search is compared with
-REFERENCES = ("pca", "raw")  # no rule at all: features in closed form
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {"task": {"steps": 20}, "generations": 2, "population": 8, "strategy": "linear_gp"},
@@ -51,8 +51,8 @@ def local_rule(
     """A neuron-local learning rule as a task.
 
     `rule`: "" searches the program; the name of a known rule (programs/known.py: "hebb", "oja", "subspace" ...) holds
-    it, so that two numbers are searched; "pca" and "raw" are references without a rule (principal components of the
-    unlabelled examples, as many as the last layer is wide; the inputs themselves). `start`: the known rule that the
+    it, so that two numbers are searched; "sanger", "autoencoder", "pca" and "raw" are references that no such rule can
+    be (parts/unsupervised.py). `start`: the known rule that the
     baseline holds; "" is the empty rule, which changes nothing: random features. `steps`, `batch`: inner training; a
     step shows `batch` examples.
     `vocabulary`: what programs may read and do; they can read `INPUTS` and write `change`.
@@ -71,7 +71,9 @@ def local_rule(
     baseline: Candidate = {"rate": 1.0, "homeostasis": 0.0}
     fit: Any = partial(learn, batch=batch, vocabulary=words)
     if rule in REFERENCES:
-        fit = partial(reference, kind=rule)
+        fit = REFERENCES[rule] if rule in ("pca", "raw") else partial(REFERENCES[rule], batch=batch)
+        if rule == "autoencoder":  # its rate alone
+            columns, baseline = {"rate": columns["rate"]}, {"rate": 1.0}
     elif rule:
         fit = partial(fit, rule=known_rule(words, rule))
     else:
@@ -118,13 +120,8 @@ def learn(
     Returns `weights`, a tuple of `[outputs, inputs]`, `nonlinearity`, `inner_steps`, and whether the rule is `refused`.
     """
     examples, layers, steps = support["x"], support["layers"], support["steps"].shape[0]
-    first_key, order_key = jax.random.split(key)
+    weights, order = beginning(key, support, batch)
     widths = (examples.shape[1], *(layer.shape[0] for layer in layers))
-    weights = tuple(
-        jax.random.normal(jax.random.fold_in(first_key, number), (there, here)) / here**0.5
-        for number, (here, there) in enumerate(zip(widths[:-1], widths[1:], strict=True))
-    )
-    order = jax.random.randint(order_key, (steps, batch), 0, examples.shape[0])
     ready = prepare(vocabulary, candidate["rule"] if rule is None else rule)
     numbers = {name: jnp.asarray(candidate[name], jnp.float32) for name in ("rate", "homeostasis")}
     weights = _trainer(vocabulary, widths, batch)(ready, numbers, weights, examples, order, support["nonlinearity"])
@@ -156,7 +153,7 @@ def _train(
     shapes = [(there, here) for here, there in zip(widths[:-1], widths[1:], strict=True)]
     # An element is a connection under one example, a layer of the machine one receiving neuron under one example.
     machines = [Machine(vocabulary, (here,) * (batch * there)) for there, here in shapes]
-    lengths = [_length(w) for w in weights]
+    lengths = [length(w) for w in weights]
     count = order.shape[0]
 
     def shared(memory: Any, shape: tuple[int, int]) -> Any:
@@ -186,7 +183,7 @@ def _train(
             # A connection has one memory: what the examples of a batch made of it is averaged, as the change is.
             kept.append(jnp.mean(memory.reshape(memory.shape[0], *full), axis=1))
             w = w + numbers["rate"] * change
-            after.append(w * (lengths[number] / _length(w)) ** numbers["homeostasis"])
+            after.append(w * (lengths[number] / length(w)) ** numbers["homeostasis"])
         return (tuple(after), tuple(kept)), None
 
     memories = tuple(
@@ -199,49 +196,6 @@ def _train(
     left = 1.0 - jnp.arange(count, dtype=jnp.float32) / count
     (weights, _), _ = jax.lax.scan(step, (weights, memories), (order, left))
     return weights
-
-
-def _length(w: Any) -> Any:
-    """Euclidean length of each neuron's weights, `[outputs, 1]`."""
-    return jnp.sqrt(jnp.sum(w * w, axis=1, keepdims=True) + 1e-12)
-
-
-def forward(weights: Any, form: Any, x: Any) -> list[Any]:
-    """Activities `[N, width]` of every layer, inputs first; `form`: number of the nonlinearity."""
-    functions = [_FUNCTIONS[name] for name in NONLINEARITIES]
-    activities = [x]
-    for w in weights:
-        activities.append(jax.lax.switch(form, functions, activities[-1] @ w.T))
-    return activities
-
-
-_FUNCTIONS: dict[str, Any] = {
-    "tanh": jnp.tanh,
-    "relu": lambda z: jnp.maximum(z, 0.0),
-    "linear": lambda z: z,
-    "abs": jnp.abs,
-    "softsign": lambda z: z / (1.0 + jnp.abs(z)),
-}
-
-
-def reference(key: Any, candidate: Candidate, support: Mapping[str, Any], *, kind: str) -> Any:
-    """Features that no rule learns: principal components of the examples (`pca`) or the inputs (`raw`), linear."""
-    del key, candidate
-    x = support["x"]
-    if kind == "raw":
-        weights = jnp.eye(x.shape[1])
-    else:
-        centred = x - jnp.mean(x, axis=0, keepdims=True)
-        width = min(support["layers"][-1].shape[0], x.shape[1])
-        _, vectors = jnp.linalg.eigh(centred.T @ centred / x.shape[0])  # smallest first
-        weights = vectors[:, -width:].T
-    linear = jnp.int32(NONLINEARITIES.index("linear"))
-    return {
-        "weights": (weights,),
-        "nonlinearity": linear,
-        "inner_steps": jnp.asarray(0.0),
-        "refused": jnp.asarray(False),
-    }
 
 
 # --- the probe ---------------------------------------------------------------------------------------

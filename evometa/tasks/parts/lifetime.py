@@ -12,6 +12,7 @@ what became of it and by a few properties, never by name. Its memory is kept fro
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,6 +61,24 @@ MUTATION = Vocabulary(
     ),
     constants=4, setup=0, update=12,
 )  # fmt: skip
+
+# The same with a second use: `open_ended` reads these outputs by their names whenever the agent has a child. In a
+# lifetime nobody reads them and the agent's standing is 0; where a child is made everything that a lifetime shows is 0.
+BREEDING = replace(
+    MUTATION,
+    name="breeding",
+    inputs=(
+        *MUTATION.inputs,
+        Register("share", "scalar", "unit", text="where a child is made: share of the kept agents it is better than"),
+        Register("children", "scalar", "positive", text="where a child is made: log(1 + its children)"),
+    ),
+    outputs=(
+        *MUTATION.outputs,
+        Register("changes", "scalar", text="where a child is made: more or fewer changes to its programs"),
+        Register("crossover", "scalar", text="where a child is made: a second parent is more or less probable"),
+        Register("step", "scalar", text="where a child is made: larger or smaller steps of constants"),
+    ),
+)
 
 
 class Choices(NamedTuple):
@@ -110,21 +129,23 @@ def wrongness(found: Any, wanted: Any) -> Any:
 
 
 def live(
-    vocabulary: Vocabulary, key: Any, start: Any, mutation: Ready, shown: dict[str, Any], rounds: int, trials: int
-) -> tuple[Any, Any]:
+    vocabulary: Vocabulary, key: Any, start: Any, mutation: Ready, shown: dict[str, Any], rounds: int, trials: int,
+    words: Vocabulary = MUTATION,
+) -> tuple[Any, Any]:  # fmt: skip
     """`(program [length, 5], error [])`: the best program of a lifetime of `rounds` times `trials` programs.
 
     `start` `[length, 5]`: the solver program, instructions at the front. `shown`: lists `x`, `y` and answers `out`,
-    each `[examples, LENGTH]`. Traceable.
+    each `[examples, LENGTH]`. `words`: what `mutation` is written in. Traceable.
     """
     what = choices(vocabulary)
-    machine = Machine(MUTATION, what.sizes)
+    machine = Machine(words, what.sizes)
+    silent = {register.name: 0.0 for register in words.inputs[len(MUTATION.inputs) :]}
 
     def error_of(program: Any) -> Any:
         return wrongness(run(vocabulary, program, shown["x"], shown["y"]), shown["out"])
 
     def one(life: Life, number: Any) -> tuple[Life, None]:
-        inputs = what.fixed | _seen(vocabulary, what, life, number, rounds)
+        inputs = silent | what.fixed | _seen(vocabulary, what, life, number, rounds)
         outputs, memory = machine.step(mutation, life.memory, inputs)
         # Round -1 runs the solver program itself, by the same compiled machine.
         first = number < 0

@@ -52,10 +52,24 @@ def _adam(candidate: Candidate, memory: Any, now: Now) -> tuple[Any, Any]:
     return step, jnp.stack([m, v])
 
 
+def _nadamw(candidate: Candidate, memory: Any, now: Now) -> tuple[Any, Any]:
+    """Adam with Nesterov's momentum (Dozat 2016), decoupled decay and a falling rate: what VeLO is compared with."""
+    keep1, keep2 = 1.0 - candidate["forget1"], 1.0 - candidate["forget2"]
+    m = keep1 * memory[0] + candidate["forget1"] * now.g
+    v = keep2 * memory[1] + candidate["forget2"] * now.g**2
+    ahead = keep1 * m / (1.0 - keep1 ** (now.t + 1.0)) + candidate["forget1"] * now.g / (1.0 - keep1**now.t)
+    step = -ahead / (jnp.sqrt(v / (1.0 - keep2**now.t)) + candidate["epsilon"]) - candidate["decay"] * now.w
+    return _left(now) ** candidate["anneal"] * step, jnp.stack([m, v])
+
+
+def _left(now: Now) -> Any:
+    """1 at the first step, 1 / steps at the last."""
+    return 1.0 - now.progress + now.progress / now.t
+
+
 def _annealed(candidate: Candidate, memory: Any, now: Now) -> tuple[Any, Any]:
     step, memory = _adam(candidate, memory, now)
-    left = 1.0 - now.progress + now.progress / now.t  # 1 at the first step, 1 / steps at the last
-    return left ** candidate["anneal"] * step, memory
+    return _left(now) ** candidate["anneal"] * step, memory
 
 
 # 1 - momentum and 1 - beta in the logarithm: 0.9 and 0.99 differ as much as 0.99 and 0.999.
@@ -63,15 +77,13 @@ _FORGET = {"forget1": log(1e-2, 1.0)}
 _MOMENTS = {**_FORGET, "forget2": log(1e-4, 1.0), "epsilon": log(1e-10, 1e-1)}
 _USUAL = {"forget1": 0.1, "forget2": 1e-3, "epsilon": 1e-8}
 _RATE = log(1e-4, 10.0)
+_ALL = {"lr": _RATE, **_MOMENTS, "decay": log(1e-5, 10.0), "anneal": real(0.0, 3.0)}
 
 RULES: dict[str, Rule] = {
     "sgd": Rule({"lr": _RATE}, {"lr": 0.3}, _sgd),
     "momentum": Rule({"lr": _RATE, **_FORGET}, {"lr": 0.3, "forget1": 0.1}, _momentum),
     "adam": Rule({"lr": _RATE, **_MOMENTS}, {"lr": 0.03, **_USUAL}, _adam),
     "adamw": Rule({"lr": _RATE, **_MOMENTS, "decay": log(1e-5, 10.0)}, {"lr": 0.03, **_USUAL, "decay": 0.01}, _adam),
-    "annealed": Rule(
-        {"lr": _RATE, **_MOMENTS, "decay": log(1e-5, 10.0), "anneal": real(0.0, 3.0)},
-        {"lr": 0.03, **_USUAL, "decay": 0.01, "anneal": 1.0},
-        _annealed,
-    ),
+    "annealed": Rule(_ALL, {"lr": 0.03, **_USUAL, "decay": 0.01, "anneal": 1.0}, _annealed),
+    "nadamw": Rule(_ALL, {"lr": 0.03, **_USUAL, "decay": 0.01, "anneal": 0.0}, _nadamw),
 }
