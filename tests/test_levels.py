@@ -139,7 +139,7 @@ def test_held_columns_are_out_of_the_search(folder, compile_cache):
         rtol=1e-5,
     )
     one_line(cli("run", "ridge.py", "--set", "fixed.decoy=0.3"), 4, "no column 'decoy'", 'Did you mean "decay"')
-    one_line(cli("run", "ridge.py", "--set", "fixed.decay=3"), 4, "'decay'", "1e-05 .. 1")
+    one_line(cli("run", "ridge.py", "--set", "fixed.decay=3"), 4, "fixed.decay", "1e-05 .. 1")
     one_line(cli("run", "ridge.py", "--set", "fixed={rate=0.1, decay=0.3}"), 4, "at least one column left")
 
 

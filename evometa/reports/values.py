@@ -15,7 +15,13 @@ from evometa.space import Space, flatten
 
 def rates_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The rates at which a candidate was made, where its run records them; else none."""
-    return json.loads(row.get("extras") or "{}").get("rates", {})
+    try:
+        said = json.loads(row.get("extras") or "{}")
+    except (ValueError, RecursionError):
+        return {}  # an archive of anybody's: what is no record of rates is none
+    rates = said.get("rates") if isinstance(said, dict) else None
+    numbers = isinstance(rates, dict) and all(isinstance(rate, int | float) for rate in rates.values())
+    return {name: float(rate) for name, rate in rates.items()} if numbers else {}
 
 
 def readable(space: Space, genome: np.ndarray) -> dict[str, Any]:
