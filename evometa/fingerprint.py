@@ -91,7 +91,7 @@ class _Walk:
         elif isinstance(value, Mapping):
             self.say("items", str(len(value)))
             for key in sorted(value) if {*map(type, value)} == {str} else sorted(value, key=self._rank):
-                self.feed(key)
+                self._word(key)
                 self.feed(value[key])
             self._attributes(value)
         elif isinstance(value, list | tuple):
@@ -177,6 +177,12 @@ class _Walk:
         self.feed(value.to_numpy())
 
     # --- everything else -------------------------------------------------------------------------------
+
+    def _word(self, key: Any) -> None:
+        """A mapping's key: a word and never a path, whatever file of that name lies about."""
+        files, self.files = self.files, False
+        self.feed(key)
+        self.files = files
 
     def _function(self, value: types.FunctionType) -> None:
         self.say("function", f"{value.__module__}.{value.__qualname__}")

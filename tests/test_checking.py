@@ -414,3 +414,12 @@ def test_fingerprints_see_private_state_and_no_addresses() -> None:
     before = fingerprint(rng)
     rng.random()
     assert fingerprint(rng) != before
+
+
+def test_a_key_is_no_path(tmp_path):
+    """A folder `out` beside a task must not change the data of a domain that has a key `out`."""
+    before = fingerprint({"out": 1, "file": "x.csv"}, files=tmp_path)
+    (tmp_path / "out").write_text("anything")
+    assert fingerprint({"out": 1, "file": "x.csv"}, files=tmp_path) == before
+    (tmp_path / "x.csv").write_text("1,2")
+    assert fingerprint({"out": 1, "file": "x.csv"}, files=tmp_path) != before
