@@ -20,8 +20,9 @@ def rates_of(row: Mapping[str, Any]) -> dict[str, float]:
     except (ValueError, RecursionError):
         return {}  # an archive of anybody's: what is no record of rates is none
     rates = said.get("rates") if isinstance(said, dict) else None
-    numbers = isinstance(rates, dict) and all(isinstance(rate, int | float) for rate in rates.values())
-    return {name: float(rate) for name, rate in rates.items()} if numbers else {}
+    if not isinstance(rates, dict) or not all(isinstance(rate, int | float) for rate in rates.values()):
+        return {}
+    return {name: float(rate) for name, rate in rates.items()}
 
 
 def readable(space: Space, genome: np.ndarray) -> dict[str, Any]:
