@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,16 @@ from evometa.keys import as_int, cell_keys, fit_and_judge_keys
 from evometa.types import Failure
 
 Keys = tuple[int, dict[str, int]]  # of one training: its own, and one for each query that judges it
+
+
+class _Stage(NamedTuple):
+    """What is to be computed: the trainings of some candidates on some domains."""
+
+    generation: int
+    keys: Mapping[tuple[str, int], Keys]  # (domain, replicate) -> the training's
+    genomes: np.ndarray  # [P, D], of all candidates
+    loaded: Sequence[Loaded]
+    rows: Sequence[int]  # whose
 
 
 class HostCells:
@@ -66,7 +76,7 @@ class HostCells:
         messages: dict[int, str] = {}
 
         def stage(loaded: Sequence[Loaded], rows: Sequence[int]) -> Raw:
-            return self._stage(generation, keys, genomes, loaded, rows, messages)
+            return self._raw(_Stage(generation, keys, genomes, loaded, rows), messages)
 
         everybody = range(len(genomes))
         if self.hurdle is None:
@@ -78,24 +88,16 @@ class HostCells:
         )  # fmt: skip
         return jax.tree.map(np.asarray, raw), messages
 
-    def _stage(
-        self,
-        generation: int,
-        keys: Mapping[tuple[str, int], Keys],
-        genomes: np.ndarray,
-        loaded: Sequence[Loaded],
-        rows: Sequence[int],
-        messages: dict[int, str],
-    ) -> Raw:
-        """Raw cells `[P, C]` of some domains; candidates that are not in `rows` have none."""
-        cells = layout(self.task, loaded, self.replicates)
+    def _raw(self, stage: _Stage, messages: dict[int, str]) -> Raw:
+        """Raw cells `[P, C]` of a stage's domains; candidates that are not among its rows have none."""
+        cells = layout(self.task, stage.loaded, self.replicates)
         columns = {cell[:2] + (cell.replicate,): i for i, cell in enumerate(cells)}
-        shape = (len(genomes), len(cells))
+        shape = (len(stage.genomes), len(cells))
         loss = np.full(shape, np.nan, np.float32)
         metrics = {name: np.full(shape, np.nan, np.float32) for name in self.metrics}
-        failure = np.zeros(len(genomes), np.int8)
+        failure = np.zeros(len(stage.genomes), np.int8)
         outcomes = self._here if self.pool is None else self._pooled
-        for (index, domain, r), outcome in outcomes(generation, keys, genomes, loaded, rows):
+        for (index, domain, r), outcome in outcomes(stage):
             for query, values in outcome["metrics"].items():
                 column = columns[domain, query, r]
                 loss[index, column] = values["loss"]
@@ -107,22 +109,15 @@ class HostCells:
         # NaN in a metric means that the judge did not return it; a NaN that it returned failed above.
         return Raw(loss, metrics, evaluated, failure)
 
-    def _here(
-        self,
-        generation: int,
-        keys: Mapping[tuple[str, int], Keys],
-        genomes: np.ndarray,
-        loaded: Sequence[Loaded],
-        rows: Sequence[int],
-    ) -> Iterator[tuple[Unit, Outcome]]:
+    def _here(self, stage: _Stage) -> Iterator[tuple[Unit, Outcome]]:
         """One unit after the other; what follows a candidate's failure is not computed."""
-        for index in rows:
-            candidate, failed = self.task.space.decode_host(genomes[index]), False
-            for domain in loaded:
+        for index in stage.rows:
+            candidate, failed = self.task.space.decode_host(stage.genomes[index]), False
+            for domain in stage.loaded:
                 for r in range(self.replicates):
                     if not failed:
                         unit = (index, domain.name, r)
-                        outcome = self._unit(generation, unit, candidate, keys[domain.name, r], domain)
+                        outcome = self._unit(stage.generation, unit, candidate, stage.keys[domain.name, r], domain)
                         failed = outcome["failure"] != Failure.OK
                         yield unit, outcome
 
@@ -134,22 +129,14 @@ class HostCells:
             self.journal.put(generation, unit, outcome)
         return outcome
 
-    def _pooled(
-        self,
-        generation: int,
-        keys: Mapping[tuple[str, int], Keys],
-        genomes: np.ndarray,
-        loaded: Sequence[Loaded],
-        rows: Sequence[int],
-    ) -> Iterator[tuple[Unit, Outcome]]:
+    def _pooled(self, stage: _Stage) -> Iterator[tuple[Unit, Outcome]]:
         """The same from the pool's workers."""
         assert self.pool is not None
-        for domain in loaded:
+        for domain in stage.loaded:
             if domain.name not in self._words:
                 self._words[domain.name] = digest([domain], Path(self.task.folder))
-        units = [(index, domain.name, r) for index in rows for domain in loaded for r in range(self.replicates)]
-        job = _HostJob(self.pool, generation, units, keys, np.asarray(genomes, np.float32), self._words)
-        return iter(self.pool.gather(job, generation, self.journal).items())
+        job = _HostJob(self.pool, stage, self.replicates, self._words)
+        return iter(self.pool.gather(job, stage.generation, self.journal).items())
 
 
 def _integer_keys(key: Any, queries: tuple[str, ...]) -> tuple[int, dict[str, int]]:
@@ -162,17 +149,12 @@ class _HostJob:
 
     most: int | None = None
 
-    def __init__(
-        self,
-        pool: Pool,
-        generation: int,
-        units: Sequence[Unit],
-        keys: Mapping[tuple[str, int], Keys],
-        genomes: np.ndarray,
-        words: Mapping[str, str],
-    ) -> None:
-        self.pool, self.units, self._generation = pool, units, generation
-        self._keys, self._genomes, self._words = keys, genomes, words
+    def __init__(self, pool: Pool, stage: _Stage, replicates: int, words: Mapping[str, str]) -> None:
+        self.pool, self._generation, self._keys, self._words = pool, stage.generation, stage.keys, words
+        self.units: Sequence[Unit] = [
+            (index, domain.name, r) for index in stage.rows for domain in stage.loaded for r in range(replicates)
+        ]
+        self._genomes = np.asarray(stage.genomes, np.float32)
 
     def group(self, unit: Unit) -> None:
         """Any units may travel together."""

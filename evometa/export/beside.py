@@ -46,6 +46,12 @@ def left_out(values: Values, applied: tuple[str, ...]) -> list[str]:
     return [f"{', '.join(idle)} {is_beside} beside the rule and not applied here: what {does} is the task's."]
 
 
+def _read(program: Program, given: Mapping[str, str]) -> list[str]:
+    """Of the arguments that a task gives to `update`, by input, those that the program reads."""
+    reads = late_inputs(program)
+    return [argument for name, argument in given.items() if name in reads]
+
+
 def mup_remark() -> str:
     """What an exported rule of a run with maximal update parametrization leaves to its user."""
     return (
@@ -108,7 +114,6 @@ def _pace(tree, hidden):
 
 def _local_rule(program: Program, values: Values, options: Mapping[str, Any]) -> Part:
     del options
-    reads = late_inputs(program)
     given = {
         "w": "w=wide(weights[None])",
         "pre": "pre=wide(pre[:, None, :])",
@@ -117,7 +122,7 @@ def _local_rule(program: Program, values: Values, options: Mapping[str, Any]) ->
         "modulator": "modulator=_F(modulator)",
         "fan_in": "fan_in=_F(weights.shape[1])",
     }
-    inputs = "".join(f", {given[name]}" for name in given if name in reads)
+    inputs = "".join(f", {one}" for one in _read(program, given))
     early = ", fan_in=_F(weights.shape[1])" if "fan_in" in late_inputs(program, setup=True) else ""
     code = f'''
 def start_layer(weights):
@@ -159,7 +164,6 @@ def _length(weights):
 
 def _sym_bbo(program: Program, values: Values, options: Mapping[str, Any]) -> Part:
     del options
-    reads = late_inputs(program)
     given = {
         "x": "x=x.reshape(-1)",
         "own_best": 'own_best=swarm["own"].reshape(-1)',
@@ -173,7 +177,7 @@ def _sym_bbo(program: Program, values: Values, options: Mapping[str, Any]) -> Pa
         "rank": "rank=xp.repeat((f[None] < f[:, None]).sum(axis=1).astype(xp.float32) / _F(len(f) - 1), x.shape[1])",
         "progress": "progress=_F(progress)",
     }
-    inputs = "".join(f"        {given[name]},\n" for name in given if name in reads)
+    inputs = "".join(f"        {one},\n" for one in _read(program, given))
     if values.get("select") not in ("greedy", "always"):
         raise ConfigError(f"export: expected select, greedy or always, beside a rule of sym_bbo, got {dict(values)}")
     return Part(_SWARM.replace("<inputs>\n", inputs), ("select",))
