@@ -282,12 +282,11 @@ class _Advance:
             if self.noted is None:
                 self.noted = {entry["text"] for entry in events.diary(self.path) if entry["kind"] == "note"}
             if text not in self.noted and not (text.endswith(_IDLE) and any(t.endswith(_IDLE) for t in self.noted)):
-                record_event(self.path, "note", text=text)
-                self.watch.note(text)
+                self._said(text)
                 self.noted.add(text)
 
     def _said(self, text: str) -> None:
-        """What the workers' engine has to say."""
+        """A sentence for the diary and for whoever looks on: the workers' engine has some of its own."""
         record_event(self.path, "note", text=text)
         self.watch.note(text)
 
