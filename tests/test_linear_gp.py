@@ -131,6 +131,79 @@ def test_a_stopped_search_goes_on_with_the_same_bits():
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
 
+@cache
+def isles(migration, islands=4):
+    """`(strategy, run)`; run(key, target) is GENERATIONS generations, with what `history` returns and the homes."""
+    strategy = linear_gp(RULE, P, islands=islands, migration=migration)
+
+    def run(key, target):
+        def one(state, generation):
+            own = jax.random.fold_in(key, generation)
+            genomes, parents, state = strategy.ask(jax.random.fold_in(own, 0), state)
+            loss = losses(genomes, target)
+            told = strategy.tell(jax.random.fold_in(own, 1), state, genomes, scores_of(loss))
+            return told, (genomes, parents, jnp.where(jnp.isfinite(loss), loss, jnp.inf), state.homes)
+
+        return jax.lax.scan(one, strategy.init(key, None), jnp.arange(GENERATIONS))
+
+    return jax.jit(run)
+
+
+def crossings(migration):
+    """Children whose parents lived on another island than they, and how many have parents."""
+    _, (_, parents, _, homes) = isles(migration)(jax.random.key(3), TARGETS["product"])
+    parents, homes = np.asarray(parents), np.asarray(homes)
+    away = total = 0
+    for generation in range(1, GENERATIONS):
+        born, index = parents[generation, :, 0, 0], parents[generation, :, 0, 1]
+        had = born >= 0
+        total += had.sum()
+        away += (homes[generation - 1][index[had]] != homes[generation][had]).sum()
+        # Two parents are of one island, wherever the child lives.
+        both = parents[generation, :, 1, 0] >= 0
+        pair = homes[generation - 1][parents[generation, both, :, 1]]
+        assert (pair[:, 0] == pair[:, 1]).all()
+    return away, total
+
+
+def test_islands_breed_apart_but_for_migrants():
+    away, total = crossings(0.0)
+    assert away == 0 and total > 300
+    # Of migrants one in four draws its own island.
+    away, total = crossings(0.5)
+    assert 0.2 < away / total < 0.5
+
+
+def test_the_best_of_each_island_is_asked_again():
+    _, (genomes, parents, loss, homes) = isles(0.0)(jax.random.key(4), TARGETS["mixture"])
+    genomes, parents, loss, homes = (np.asarray(part) for part in (genomes, parents, loss, homes))
+    assert {0, 1, 2, 3} == set(homes[0].tolist())
+    for generation in range(1, GENERATIONS):
+        for island in range(4):
+            mine = homes[generation - 1] == island
+            if not np.isfinite(loss[generation - 1][mine]).any():
+                continue
+            stays = 3 + 8 + island  # after the elites and the tuned rows
+            assert homes[generation, stays] == island
+            born, index = parents[generation, stays, 0]
+            assert born == generation - 1 and parents[generation, stays, 1, 0] == -1
+            assert np.array_equal(genomes[generation, stays], genomes[generation - 1, index])
+            assert homes[generation - 1, index] == island
+
+
+def test_an_island_where_nothing_can_breed_is_settled_anew():
+    strategy = linear_gp(RULE, P, islands=4, migration=0.0, tuned=0.0, fresh=0.0)
+    state = strategy.init(jax.random.key(0), None)
+    genomes, _, state = jax.jit(strategy.ask)(jax.random.key(1), state)
+    loss = jnp.where(state.homes == 2, jnp.inf, losses(genomes, TARGETS["product"]))
+    state = jax.jit(strategy.tell)(jax.random.key(2), state, genomes, scores_of(loss))
+    assert int(state.breeders[2]) == 0
+    _, parents, state = jax.jit(strategy.ask)(jax.random.key(3), state)
+    homes, first = np.asarray(state.homes), np.asarray(parents)[:, 0, 0]
+    assert (first[homes == 2] == -1).all() and (homes == 2).sum() >= 6
+    assert (first[homes != 2] >= 0).any()
+
+
 def start_of(text):
     return join(TINY, assemble(parse(TINY, text)))
 
@@ -204,6 +277,9 @@ def test_exam_block_with_a_program_column():
         ({"tuned": 0.9}, ConfigError, "tuned in 0 .. 0.5"),
         ({"elites": 0}, ConfigError, "elites in 1 .. 32"),
         ({"tries": 0}, ConfigError, "tries in 1 .. 64"),
+        ({"islands": 9}, ConfigError, "islands in 1 .. 8"),
+        ({"islands": 8, "elites": 32, "tuned": 0.5}, ConfigError, "they are 72"),
+        ({"migration": 1.5}, ConfigError, "migration in 0"),
     ],
 )
 def test_nonsense_is_refused_with_words(arguments, error, words):

@@ -14,6 +14,9 @@ Programs vary as in Brameier & Banzhaf 2007 ("Linear Genetic Programming"; see p
   other columns to three digits): where a program like it was evaluated, or stands in an earlier row, it is mutated
   further, up to `tries` times, and then taken as it is. Hashes are kept in a ring: the oldest are forgotten.
 
+With `islands` children come from parents of one island (linear_gp_parents.py), and the best row of each is asked again
+unchanged. Champion, challengers and hashes are of all islands together, tuned rows live on the champion's.
+
 Parsimony: ranks are those of the fitness plus a small penalty on effective instructions, in units of the
 generation's median absolute deviation; of equal ones the shorter is first.
 """
@@ -29,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evometa.column import KINDS
+from evometa.errors import ConfigError
 from evometa.programs.behaviour import REFUSED
 from evometa.programs.code import FARTHEST
 from evometa.programs.grow import grow
@@ -37,9 +41,11 @@ from evometa.space import Space, weights
 from evometa.strategies import evosax_adapter, genetic, parts
 from evometa.strategies.catalogue import CATALOGUE
 from evometa.strategies.linear_gp_layout import Layout
+from evometa.strategies.linear_gp_parents import alone, draw, put
 from evometa.types import Array, Failure, Genome, Genomes, Parents, Prior, Scores, Strategy
 
 NAME = "linear_gp"
+SMALLEST = 8  # rows of an island, at least
 FIRST = 3  # most mutations of a child before its behaviour is looked at
 LEAST_TUNED = 4  # fewer tuned rows are none: CMA-ES needs some to compare
 FULL_COVARIANCE = 100  # more numbers than this are tuned by the separable CMA-ES
@@ -53,14 +59,17 @@ class State(NamedTuple):
     genomes: Genomes  # [P, D]: last told generation, those that may breed first, best first
     ids: Array  # [P, 2] int32: their (generation, index)
     steps: Array  # [P]: their mutation strength
-    breeders: Array  # [] int32: how many of them may breed
+    islands: Array  # [P] int32: where they live; the rows of an island stand together
+    breeders: Array  # [I] int32: how many of each island may breed
     elites: Genomes  # [E, D]: the champion (at first the start), then challengers
     elite_ids: Array  # [E, 2] int32
     elite_steps: Array  # [E]
+    elite_islands: Array  # [E] int32
     held: Array  # [E] bool: is there an elite in this slot?
     duels: Array  # [E] int32: generations in which challenger and champion were both asked again
     lead: Array  # [E] float32: sum of the challenger's fitness minus the champion's, in MADs; negative is better
     asked: Array  # [P]: mutation strength of the rows asked last
+    homes: Array  # [P] int32: their islands
     hashes: Array  # [P, 2] uint32: behaviour of the rows asked last
     seen: Array  # [remembered, 2] uint32: ring of the behaviours evaluated, tuned rows left out
     end: Array  # [] int32: where the ring goes on
@@ -71,6 +80,8 @@ def linear_gp(space: Space, population: int = 64, **hyperparameters: Any) -> Str
     """Genetic programming for program columns; searches every kind of column.
 
     Hyperparameters: `crossover` 0.4, the probability of two parents; `tournament` 3, rows that compete to be a parent;
+    `islands` 1, shares of the population that breed apart, and `migration` 0.02, the probability that a child's parents
+    are from an island drawn at random (linear_gp_parents.py; several where searches end at the same mistake);
     `elites` 3, rows asked again unchanged, at least 1; `tuned` 0.25, the share of rows of the inner CMA-ES (below 4
     rows, or where nothing is to be tuned: none); `grow` 0.0, the share of mutations that grow a program
     (programs/grow.py; worth a try, 0.25 say, where a search starts from nothing); `fresh` 0.1, the share of random
@@ -85,6 +96,7 @@ def linear_gp(space: Space, population: int = 64, **hyperparameters: Any) -> Str
     share = (0.0, 1.0)
     parts.check_range(
         NAME, crossover=(given["crossover"], *share), tournament=(given["tournament"], 1, population),
+        islands=(given["islands"], 1, max(1, population // SMALLEST)), migration=(given["migration"], *share),
         elites=(given["elites"], 1, population // 2), tuned=(given["tuned"], 0.0, 0.5), grow=(given["grow"], *share),
         fresh=(given["fresh"], *share), warm=(given["warm"], *share), tries=(given["tries"], 1, 64),
         remembered=(given["remembered"], 1, 2**20), parsimony=(given["parsimony"], 0.0, 10.0),
@@ -117,6 +129,15 @@ class _Rules:
             self.inner = evosax_adapter.adapt(
                 method, Space({**constants, **layout.tunable}), self.tuned, sigma=given["sigma"]
             )
+        # The rows after those of the inner strategy: the best of each island, where there are several.
+        islands = int(given["islands"])
+        first = self.elites + self.tuned
+        self.staying = slice(first, first + (islands if islands > 1 else 0))
+        if self.staying.stop > population:
+            raise ConfigError(
+                f"{NAME}: expected elites ({self.elites}), tuned rows ({self.tuned}) and the best of each island"
+                f" ({islands}) within a population of {population}; they are {self.staying.stop}"
+            )
         self.immigrants = max(1, round(population * given["fresh"])) if given["fresh"] else 0
 
     # --- the four functions -----------------------------------------------------------------------
@@ -127,10 +148,12 @@ class _Rules:
         steps = jnp.full((count,), self.given["sigma"], jnp.float32)
         return State(
             jnp.int32(0), jnp.bool_(False), jnp.broadcast_to(start[None], (count, self.space.dimension)),
-            jnp.full((count, 2), -1, jnp.int32), steps, jnp.int32(0),
+            jnp.full((count, 2), -1, jnp.int32), steps, jnp.zeros(count, jnp.int32),
+            jnp.zeros(int(self.given["islands"]), jnp.int32),
             jnp.broadcast_to(start[None], (elites, self.space.dimension)), jnp.full((elites, 2), -1, jnp.int32),
-            steps[:elites], jnp.arange(elites) == 0, jnp.zeros(elites, jnp.int32), jnp.zeros(elites, jnp.float32),
-            steps, jnp.full((count, 2), REFUSED[0], jnp.uint32),
+            steps[:elites], jnp.zeros(elites, jnp.int32), jnp.arange(elites) == 0, jnp.zeros(elites, jnp.int32),
+            jnp.zeros(elites, jnp.float32), steps, jnp.zeros(count, jnp.int32),
+            jnp.full((count, 2), REFUSED[0], jnp.uint32),
             jnp.full((int(self.given["remembered"]), 2), REFUSED[0], jnp.uint32), jnp.int32(0), self._tuner(key, start),
         )  # fmt: skip
 
@@ -139,42 +162,40 @@ class _Rules:
         keys = jax.random.split(key, 5)
         rows, count = jnp.arange(self.population), self.population
         fresh = self.space.sample(keys[0], count)
-        first, second, paired = self._parents(keys[1], state)
+        options = {name: self.given[name] for name in ("tournament", "crossover", "migration")}
+        homes, first, second, paired, there = draw(keys[1], state.islands, state.breeders, **options)
         # The first generation: mutants of the start, then random ones; later the last rows are the immigrants.
         begins = self.layout.valid(state.elites[:1])[0] & (
             self.layout.length(state.elites[0]) > 0 if self.programs else True
         )
         warm = (rows < round(count * self.given["warm"])) & begins
-        born = jnp.where(state.told, rows < count - self.immigrants, warm)
+        born = jnp.where(state.told, (rows < count - self.immigrants) & there, warm)
         paired = paired & state.told & born
         one, two = self.layout.sound(state.genomes[first], fresh), self.layout.sound(state.genomes[second], fresh)
         one, two = jnp.where(born[:, None], one, fresh), jnp.where(paired[:, None], two, fresh)
         variants, steps = self._children(keys[2], one, two, state.steps[first], state.steps[second], paired, born)
 
-        held = jnp.zeros(count, bool).at[: self.elites].set(state.held)
-        tunes = self._tunes(state)
-        exempt = held | ((rows < self.elites + self.tuned) & tunes & (rows >= self.elites))
-        children, hashes = self._new(variants, state, exempt)
+        tunes, stays, bests = self._tunes(state), *self._stays(state)
+        children, hashes = self._new(variants, state, self._again(state, tunes))
         ids = jnp.stack([state.ids[first], jnp.where(paired[:, None], state.ids[second], -1)], axis=1)
         ids = jnp.where((born & state.told)[:, None, None], ids, -1)
+        made = (children, ids, steps, homes)
+
         # Before anything was told elite 0 is the start itself; it has no parents and its behaviour is new.
-        children = children.at[: self.elites].set(jnp.where(state.held[:, None], state.elites, children[: self.elites]))
-        kept = jnp.stack([state.elite_ids, jnp.full_like(state.elite_ids, -1)], axis=1)
-        ids = ids.at[: self.elites].set(jnp.where(state.held[:, None, None], kept, ids[: self.elites]))
-        steps = steps.at[: self.elites].set(jnp.where(state.held, state.elite_steps, steps[: self.elites]))
+        elites = (state.elites, alone(state.elite_ids), state.elite_steps, state.elite_islands)
+        made = put(made, slice(0, self.elites), state.held, elites)
         tuner = state.tuner
         if self.inner:
-            proposed, _, tuner = _apart(functools.partial(self.inner.ask, keys[3]), tuner)
-            rows_of = slice(self.elites, self.elites + self.tuned)
-            champions = jnp.broadcast_to(state.elites[:1], (self.tuned, self.space.dimension))
-            tuned = champions.at[:, self.layout.numbers].set(self._clipped(proposed))
-            mine = jnp.broadcast_to(kept[:1], (self.tuned, 2, 2))
-            children = children.at[rows_of].set(jnp.where(tunes, tuned, children[rows_of]))
-            ids = ids.at[rows_of].set(jnp.where(tunes, mine, ids[rows_of]))
-            steps = steps.at[rows_of].set(jnp.where(tunes, state.elite_steps[0], steps[rows_of]))
+            proposed, _, tuner = parts.apart(functools.partial(self.inner.ask, keys[3]), tuner)
+            champion = [jnp.broadcast_to(part[:1], (self.tuned, *part.shape[1:])) for part in elites]
+            tuned = champion[0].at[:, self.layout.numbers].set(self._clipped(proposed))
+            there = jnp.broadcast_to(tunes, (self.tuned,))
+            made = put(made, slice(self.elites, self.elites + self.tuned), there, (tuned, *champion[1:]))
             tuner = parts.keep_if(tunes, tuner, state.tuner)
+        best = (state.genomes[bests], alone(state.ids[bests]), state.steps[bests], state.islands[bests])
+        children, ids, steps, homes = put(made, self.staying, stays, best)
         return self.space.project(children), ids.astype(jnp.int32), state._replace(
-            generation=state.generation + 1, asked=steps, hashes=hashes, tuner=tuner
+            generation=state.generation + 1, asked=steps, homes=homes, hashes=hashes, tuner=tuner
         )  # fmt: skip
 
     def tell(self, key: Any, state: State, genomes: Genomes, scores: Scores) -> State:
@@ -195,20 +216,20 @@ class _Rules:
         tuned = tunes & (rows >= self.elites) & (rows < self.elites + self.tuned)
         best_tuned = jnp.min(jnp.where(tuned, rank, self.population))
         breeds = ok & (~tuned | (rank == best_tuned))
-        order = jnp.lexsort((rank, ~breeds))
+        order = jnp.lexsort((rank, ~breeds, state.homes))
 
         own = jnp.stack([jnp.broadcast_to(state.generation - 1, rows.shape), rows], axis=-1).astype(jnp.int32)
         new = self._duel(state, genomes, fitness, ok, unit, rank, own)
         new = new._replace(
             told=jnp.bool_(True), genomes=genomes[order], ids=own[order], steps=state.asked[order],
-            breeders=jnp.sum(breeds).astype(jnp.int32),
+            islands=state.homes[order], breeders=jnp.zeros_like(state.breeders).at[state.homes].add(breeds),
         )  # fmt: skip
         new = _remember(new, scores)
         if self.inner:
             rows_of = slice(self.elites, self.elites + self.tuned)
             share = jax.tree.map(lambda leaf: leaf[rows_of], scores)
             rows_told = genomes[rows_of][:, self.layout.numbers]
-            after = _apart(functools.partial(self.inner.tell, keys[1]), state.tuner, rows_told, share)
+            after = parts.apart(functools.partial(self.inner.tell, keys[1]), state.tuner, rows_told, share)
             same = tunes & self.layout.same_structure(state.elites[0], new.elites[0])
             new = new._replace(tuner=parts.keep_if(same, after, self._tuner(keys[2], new.elites[0])))
         return parts.keep_if(any_ok, new, state)
@@ -218,16 +239,6 @@ class _Rules:
         return state.elites[0]
 
     # --- asking -----------------------------------------------------------------------------------
-
-    def _parents(self, key: Any, state: State) -> tuple[Array, Array, Array]:
-        """Rows of two tournaments `[P]` each, and which children have both as parents."""
-        keys = jax.random.split(key, 2)
-        shape = (2, int(self.given["tournament"]), self.population)
-        limit = jnp.maximum(state.breeders, 1)
-        drawn = jnp.floor(jax.random.uniform(keys[0], shape) * limit).astype(jnp.int32)
-        first, second = jnp.min(jnp.minimum(drawn, limit - 1), axis=1)
-        paired = jax.random.uniform(keys[1], (self.population,)) < self.given["crossover"]
-        return first, second, paired & (first != second)
 
     def _children(
         self, key: Any, one: Genomes, two: Genomes, step_one: Array, step_two: Array, paired: Array, born: Array
@@ -243,7 +254,7 @@ class _Rules:
             # Compiled by itself: what it is fused with could change the last bit of a sum of products.
             pairs = (one[:, self.layout.beside], two[:, self.layout.beside], step_one, step_two, paired)
             own = jax.random.split(keys[1], self.population)
-            varied, steps = _apart(functools.partial(jax.vmap(self.vary), own), *pairs)
+            varied, steps = parts.apart(functools.partial(jax.vmap(self.vary), own), *pairs)
             moves = born & (paired | numbers_alone) if self.programs else born
             child = child.at[:, self.layout.beside].set(jnp.where(moves[:, None], varied, one[:, self.layout.beside]))
         steps = jnp.where(born, jnp.clip(steps, self.given["smallest"], 1.0), self.given["sigma"])
@@ -326,13 +337,13 @@ class _Rules:
         lead = jnp.where(slots == 0, 0.0, lead)
         beaten = rivals & (lead >= 0) & ~(deposed & (slots == best))
         held = state.held & ~beaten
-        asked, ids, steps = genomes[:count][swap], own[:count][swap], state.asked[:count][swap]
+        asked, ids = genomes[:count][swap], own[:count][swap]
+        steps, homes = state.asked[:count][swap], state.homes[:count][swap]
 
         # The best rows that were no elites fill the empty slots; a champion that failed gives way to the best of them.
         rows = jnp.arange(self.population)
-        waiting = jnp.where(
-            ok & ~((rows < count) & state.held[jnp.minimum(rows, count - 1)]), rank, self.population + rows
-        )
+        again = self._again(state, jnp.bool_(False))
+        waiting = jnp.where(ok & ~again, rank, self.population + rows)
         queue = jnp.argsort(waiting)[: count + 1]
         able = waiting[queue] < self.population
         lost = ~ok[:count][swap][0] & able[0]
@@ -343,8 +354,19 @@ class _Rules:
             elites=jnp.where(comes[:, None], genomes[newcomer], asked),
             elite_ids=jnp.where(comes[:, None], own[newcomer], ids),
             elite_steps=jnp.where(comes, state.asked[newcomer], steps),
+            elite_islands=jnp.where(comes, state.homes[newcomer], homes),
             held=held | comes, duels=jnp.where(comes | (slots == 0), 0, duels), lead=jnp.where(comes, 0.0, lead),
         )  # fmt: skip
+
+    def _stays(self, state: State) -> tuple[Array, Array]:
+        """Which islands have a best row, to be asked again, and where it stands; both empty for one island."""
+        several = jnp.arange(self.staying.stop - self.staying.start)
+        return state.told & (state.breeders[several] > 0), jnp.searchsorted(state.islands, several)
+
+    def _again(self, state: State, tunes: Array) -> Array:
+        """`[P]` bool: rows that are no children: elites, tuned rows, the best of islands."""
+        rest = jnp.zeros(self.population - self.staying.stop, bool)
+        return jnp.concatenate([state.held, jnp.broadcast_to(tunes, (self.tuned,)), self._stays(state)[0], rest])
 
     def _tunes(self, state: State) -> Array:
         """Is there anything to tune: does the champion read a constant, or do numbers stand beside its programs?"""
@@ -376,8 +398,3 @@ def _remember(state: State, scores: Scores) -> State:
     late = jnp.cumsum(evaluated) > jnp.sum(evaluated) - size
     seen = state.seen.at[jnp.where(evaluated & late, place, size)].set(state.hashes, mode="drop")
     return state._replace(seen=seen, end=jnp.mod(state.end + jnp.sum(evaluated), size).astype(jnp.int32))
-
-
-def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`, not fused with what stands around it."""
-    return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(arguments)))

@@ -38,7 +38,7 @@ from evometa.strategies import open_ended_repertoire as repertoire
 from evometa.strategies import parts
 from evometa.strategies.catalogue import CATALOGUE
 from evometa.strategies.open_ended_repertoire import Members
-from evometa.strategies.open_ended_variation import GENES, Breeding, apart, profile
+from evometa.strategies.open_ended_variation import GENES, Breeding, profile
 from evometa.types import Array, Genome, Genomes, Parents, Prior, Scores, Strategy
 
 NAME = "open_ended"
@@ -181,7 +181,7 @@ class _Search:
         rows, count = jnp.arange(self.population), self.population
         homes = (rows % self.islands).astype(jnp.int32)
         view, begun = _view(members), jnp.any(members.held)
-        first, second = apart(lambda view: self._parents(keys[0], view, homes), view)
+        first, second = parts.apart(lambda view: self._parents(keys[0], view, homes), view)
         vacant = begun & ~jnp.any(members.held.reshape(self.islands, -1), axis=1)
         stranded = vacant[homes]
         child = begun & (rows < count - self.immigrants)
@@ -204,12 +204,12 @@ class _Search:
         })  # fmt: skip
         luck = jax.random.uniform(keys[3], (count,))
         paired = child & (second != first) & (luck < breeding.rates(breeding.bounded(genes_one + said)).crossover)
-        genes = apart(
+        genes = parts.apart(
             lambda one, two, paired: breeding.inherited(keys[4], one, two, paired), genes_one, members.genes[second],
             paired,
         )  # fmt: skip
         rates = breeding.rates(breeding.bounded(genes + said))
-        made = apart(lambda *given: breeding.children(keys[5], *given), one, two, rates, paired)
+        made = parts.apart(lambda *given: breeding.children(keys[5], *given), one, two, rates, paired)
         genomes = jnp.where(born[:, None], made, self.space.project(fresh))
         genomes, hashes = breeding.unlike(keys[6], genomes, rates, born, members.hashes)
         slots = jnp.stack([jnp.where(child, first, -1), jnp.where(paired, second, -1)], axis=1)
@@ -347,9 +347,9 @@ class _Search:
         """`[islands, rows + migrants]`: viable candidates on their islands, and who comes over from the one before."""
         rows = jnp.arange(self.population, dtype=jnp.int32)
         if self.given["behaviour"] == "genome":
-            behaviour = apart(self.breeding.behaviour, genomes)
+            behaviour = parts.apart(self.breeding.behaviour, genomes)
         else:
-            behaviour = apart(lambda loss, ok: profile(loss, ok, PROFILE), scores.loss, ok)
+            behaviour = parts.apart(lambda loss, ok: profile(loss, ok, PROFILE), scores.loss, ok)
         ids = jnp.stack([jnp.broadcast_to(now, rows.shape), rows], axis=1).astype(jnp.int32)
         found = Members(
             viable, genomes, asked.genes, ids,

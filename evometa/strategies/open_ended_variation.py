@@ -194,11 +194,6 @@ class Breeding:
         return jnp.concatenate(parts, axis=1).astype(jnp.float32)
 
 
-def apart(function: Any, *arguments: Any) -> Any:
-    """`function(*arguments)`, not fused with what stands around it: that could change the last bit."""
-    return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(arguments)))
-
-
 def profile(loss: Array, ok: Array, size: int) -> Array:
     """`[P, size]`: how rows differ over cells, from losses `[P, C]`: in each cell the gap to the generation's median in
     median absolute deviations, cut at 3, projected on fixed random directions; 0 for rows that failed."""

@@ -5,7 +5,7 @@ All functions over arrays are traceable; those that check arguments are plain Py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -188,3 +188,8 @@ def merit(fitness: Array, ok: Array) -> Array:
     """
     middle = jnp.nanmedian(jnp.where(ok, fitness, jnp.nan))
     return jnp.where(ok, fitness - middle, jnp.inf)
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`, not fused with what stands around it: that could change the last bit."""
+    return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(arguments)))
