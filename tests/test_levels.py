@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ def test_a_killed_nested_run_goes_on(folder, compile_cache):
         "--population",
         4,
         "--generations",
-        12,
+        6,
         *NEST,
         "--set",
         "levels=2",
@@ -281,15 +282,16 @@ def test_a_killed_nested_run_goes_on(folder, compile_cache):
     try:
         while not parts.is_dir() or len(list(parts.iterdir())) < 3:
             assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
     finally:
         process.kill()
         process.communicate()
     from helpers import call
 
-    said = call(folder, "resume", "runs/killed", "--generations", 12, JAX_COMPILATION_CACHE_DIR=compile_cache)
+    said = call(folder, "resume", "runs/killed", "--generations", 6, JAX_COMPILATION_CACHE_DIR=compile_cache)
     assert said.code == 0, said.err
     assert cli("archive", "check", "runs/killed").code == 0
-    assert evometa.open("runs/killed").generations == 12
+    assert evometa.open("runs/killed").generations == 6
 
 
 def test_records_without_the_newer_keys_are_the_same_run(folder, compile_cache):
