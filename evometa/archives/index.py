@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evometa.archives import kin
-from evometa.archives.regular import fill, open_file, read_file
+from evometa.archives.regular import fill, open_file, read_file, require_headers
 from evometa.archives.sealed import seal, unseal
 from evometa.errors import IntegrityError
 
 FOLDER = "index"
 SUFFIX, EARLIER = ".index", ".json"
 DIGITS = 16
+_NUMBERS = ("INT32", "INT64", "FLOAT", "DOUBLE")
 
 
 class Index:
@@ -44,16 +45,24 @@ class Index:
         self._bounds: dict[str, np.ndarray] = {}
 
     def bounds(self, name: str) -> np.ndarray:
-        """Lowest and highest value of a column of numbers in each row group, `[groups, 2]`; -inf, inf where unknown."""
+        """Lowest and highest value of a column of numbers in each row group, `[groups, 2]`; -inf, inf where unknown.
+
+        Raises `OSError` where the footer contradicts itself.
+        """
         if name not in self._bounds:
-            (leaf,) = self._leaves[name]
-            found = np.full((self.groups, 2), (-np.inf, np.inf))
-            for group in range(self.groups):
-                statistics = self._metadata.row_group(group).column(leaf).statistics
-                if statistics is not None and statistics.has_min_max:
-                    found[group] = statistics.min, statistics.max
-            self._bounds[name] = found
+            leaves = self._leaves.get(name, [])
+            unknown = np.full((self.groups, 2), (-np.inf, np.inf))
+            self._bounds[name] = self._limits(leaves[0]) if len(leaves) == 1 else unknown
         return self._bounds[name]
+
+    def _limits(self, leaf: int) -> np.ndarray:
+        require_headers(self._shell(self._view()), range(self.groups), [leaf])
+        found = np.full((self.groups, 2), (-np.inf, np.inf))
+        for group in range(self.groups):
+            statistics = self._metadata.row_group(group).column(leaf).statistics
+            if statistics is not None and statistics.has_min_max and statistics.physical_type in _NUMBERS:
+                found[group] = statistics.min, statistics.max
+        return found
 
     def open(self, path: Path, groups: Iterable[int], columns: Sequence[str] | None) -> pq.ParquetFile:
         """The part as a Parquet file in memory that holds these columns of these row groups, every byte verified.
@@ -62,11 +71,12 @@ class Index:
         """
         names = self._leaves if columns is None else [name for name in columns if name in self._leaves]
         leaves = [leaf for name in names for leaf in self._leaves[name]]
-        # As large as the file, but what is never touched takes no memory.
-        view = np.empty(self._size, np.uint8).data
+        view = self._view()
+        file = self._shell(view)
         descriptor = open_file(path, os.O_RDONLY)
         try:
             for group in groups:
+                require_headers(file, [group], leaves)
                 digests = self._digests[group]
                 for leaf in leaves:
                     start, end = _chunk(self._metadata, group, leaf)
@@ -78,6 +88,14 @@ class Index:
                         )
         finally:
             os.close(descriptor)
+        return file
+
+    def _view(self) -> memoryview:
+        """Memory as large as the file; what is never touched takes none."""
+        return np.empty(self._size, np.uint8).data
+
+    def _shell(self, view: memoryview) -> pq.ParquetFile:
+        """The part as a Parquet file, whatever is in `view`."""
         return pq.ParquetFile(
             pa.BufferReader(pa.py_buffer(view)), metadata=self._metadata, page_checksum_verification=True
         )
@@ -191,8 +209,9 @@ def _text(path: Path) -> tuple[bytes, int]:
 
 def _record(data: pa.Buffer, name: str) -> dict[str, Any]:
     """What the index says of a part's bytes."""
-    metadata = pq.read_metadata(pa.BufferReader(data))
-    view = memoryview(data)
+    file = pq.ParquetFile(pa.BufferReader(data))
+    metadata, view = file.metadata, memoryview(data)
+    require_headers(file, range(metadata.num_row_groups), range(metadata.num_columns))
     groups = [
         "".join(_digest(view, *_chunk(metadata, group, leaf)) for leaf in range(metadata.num_columns))
         for group in range(metadata.num_row_groups)

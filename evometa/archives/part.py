@@ -58,8 +58,8 @@ class Part:
     @cached_property
     def last(self) -> int:
         """The last generation of a lineage part."""
-        if self.index and np.isfinite(self.index.bounds("generation")).all():
-            return int(self.index.bounds("generation")[-1, 1])
+        if self.index and np.isfinite(bounds := self.bounds("generation")).all():
+            return int(bounds[-1, 1])
         return int(self.read(["generation"])["generation"][-1].as_py())
 
     @cached_property
@@ -77,6 +77,14 @@ class Part:
         """What the part's index says of ancestors; None where nothing is said."""
         return load_kin(self.path)
 
+    def bounds(self, name: str) -> np.ndarray:
+        """What the index says of a column of numbers: its lowest and highest value in each row group, `[groups, 2]`."""
+        assert self.index is not None
+        try:
+            return self.index.bounds(name)
+        except (pa.ArrowException, OSError) as error:
+            raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
+
     def read(self, columns: Sequence[str] | None = None, generations: tuple[int, int] | None = None) -> pa.Table:
         """The part's table, or some of its columns, or the rows of the generations `[first, last]`.
 
@@ -86,7 +94,7 @@ class Part:
             return _within(self.take(self.open(), columns), generations)
         groups = range(self.index.groups)
         if generations is not None:
-            bounds = self.index.bounds("generation")
+            bounds = self.bounds("generation")
             groups = np.flatnonzero((bounds[:, 0] <= generations[1]) & (bounds[:, 1] >= generations[0]))
         return _within(self.read_groups([int(group) for group in groups], columns), generations)
 

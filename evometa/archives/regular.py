@@ -92,22 +92,39 @@ def nameless(columns: Mapping[str, pa.ChunkedArray], table: str) -> str:
     return f"expected a {null[0]} in every row, got rows without" if null else ""
 
 
+def require_headers(file: pq.ParquetFile, groups: Iterable[int], leaves: Sequence[int]) -> None:
+    """Raise `OSError` where the header of one of these columns in one of these row groups contradicts itself.
+
+    Whoever asks Arrow for such a header, or for its statistics, ends the process (pyarrow 26.0.1:
+    `RowGroupMetaData.column` and `ColumnChunkMetaData.statistics` let exceptions of C++ out). A reader that is opened
+    on it says what is wrong; asked for batches of no rows, it decodes nothing.
+    """
+    for group in groups if leaves else ():  # of no columns, batches of no rows are a division by zero
+        next(file.reader.iter_batches(0, row_groups=[group], column_indices=leaves, use_threads=False), None)
+        for leaf in leaves:
+            found = file.metadata.row_group(group).column(leaf).physical_type
+            if found != (declared := file.metadata.schema.column(leaf).physical_type):
+                raise OSError(f"its header has a column of {found} that is declared as {declared}")
+
+
 def too_large(file: pq.ParquetFile, columns: Iterable[str], groups: Sequence[int], most: int | None = None) -> str:
     """Why these columns and row groups cannot be decoded in memory; empty where they can. Looks at the header only.
 
-    `most`: bytes, by default half of what this process may still have.
+    `most`: bytes, by default half of what this process may still have. Raises `OSError` (see `require_headers`).
     """
     wanted, metadata, needed = set(columns), file.metadata, 0
+    names = [metadata.schema.column(leaf).path.split(".")[0] for leaf in range(metadata.num_columns)]
+    leaves = [leaf for leaf, name in enumerate(names) if name in wanted]
+    require_headers(file, groups, leaves)
     for number in groups:
         group = metadata.row_group(number)
-        for at in range(group.num_columns):
-            column = group.column(at)
-            if column.path_in_schema.split(".")[0] in wanted:
-                if column.num_values < 0 or group.num_rows < 0:
-                    return "its header counts a negative number of values"
-                needed += column.num_values * _WIDTH.get(column.physical_type, 8)
-                if column.physical_type == "BYTE_ARRAY":
-                    needed += max(0, column.total_uncompressed_size)
+        for leaf in leaves:
+            column = group.column(leaf)
+            if column.num_values < 0 or group.num_rows < 0:
+                return "its header counts a negative number of values"
+            needed += column.num_values * _WIDTH.get(column.physical_type, 8)
+            if column.physical_type == "BYTE_ARRAY":
+                needed += max(0, column.total_uncompressed_size)
     most = free_memory() // 2 if most is None else most
     return f"its header claims {needed / 1e9:.3g} GB of values, and {most / 1e9:.3g} GB fit" if needed > most else ""
 
