@@ -3,12 +3,13 @@
     evometa study studies/rl_loss_graph.toml --profile standard
     python benchmarks/rl_loss.py runs/rl-loss-graph-standard
     python benchmarks/rl_loss.py runs/rl-loss-graph-standard --network
+    python benchmarks/rl_loss.py --scratch runs/scratch-*
 
 Writes benchmarks/results/rl_loss-searches.csv (one row per run: how many losses it tried and how fast, the champion's
 formula, whether it is the TD error, and after how many losses one was first tried), -sealed.csv (every arm by kind
 of experience, with its difference from tuned TD and the interval) and, with `--network`, -network.csv (the champions of
 `gp-scratch` and `gp-td` and three known losses as networks on environments of gymnax, each at the best of five step
-sizes on the train environments).
+sizes on the train environments). `--scratch` writes -scratch.csv: the first table, for runs that belong to no study.
 """
 
 from __future__ import annotations
@@ -32,40 +33,46 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 def searches(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row per run."""
     import evometa
+
+    for row in runs:
+        run = evometa.open(study / row["judged"])
+        yield {"arm": row["arm"], "seed": row["seed"], **searched(run)}
+
+
+def searched(run: Any) -> dict[str, Any]:
+    """What one search came to, and whether it tried the TD error."""
     from evometa.folder import read_record
     from evometa.programs.code import assemble, split
     from evometa.programs.known import known
     from evometa.programs.vocabularies import LOSS
     from evometa.tasks.rl_loss import is_double_td, is_td
 
-    for row in runs:
-        run = evometa.open(study / row["judged"])
-        assert run.champion is not None
-        # An arm whose program is held searches the step size alone: its rule stands among the task's options.
-        held = read_record(run.path)["spec"]["task_options"].get("rule")
-        rule = assemble(known(LOSS, held)) if held else run.params["rule"]
-        seconds = float(np.sum(run.archive.timings()["seconds"].to_numpy()))
-        table = run.archive.table(["text", "genome"])
-        lines = table["text"].to_pylist()
-        first = ""
-        for line in dict.fromkeys(line for line in lines if line):
-            place = lines.index(line)  # equal formulas are equal programs
-            numbers = np.asarray(table["genome"][place].as_py(), np.float32)
-            if is_td(split(LOSS, numbers[: LOSS.size])):
-                first = str(place + 1)
-                break
-        yield {
-            "arm": row["arm"],
-            "seed": row["seed"],
-            "losses_tried": table.num_rows,
-            "per_second": table.num_rows / seconds if seconds else 0.0,
-            "validation": float(run.champion.validation),
-            "td": is_td(rule),
-            "double_td": is_double_td(rule),
-            "first_td": first,
-            "lr": float(run.params["lr"]),
-            "loss": _text(rule),
-        }
+    assert run.champion is not None
+    # An arm whose program is held searches the step size alone: its rule stands among the task's options.
+    held = read_record(run.path)["spec"]["task_options"].get("rule")
+    rule = assemble(known(LOSS, held)) if held else run.params["rule"]
+    seconds = float(np.sum(run.archive.timings()["seconds"].to_numpy()))
+    table = run.archive.table(["text", "genome"])
+    lines = table["text"].to_pylist()
+    first: dict[Any, str] = {is_td: "", is_double_td: ""}
+    for line in dict.fromkeys(line for line in lines if line):
+        place = lines.index(line)  # equal formulas are equal programs
+        numbers = np.asarray(table["genome"][place].as_py(), np.float32)
+        code = split(LOSS, numbers[: LOSS.size])
+        first = {test: found or (str(place + 1) if test(code) else "") for test, found in first.items()}
+        if first[is_td] and first[is_double_td]:
+            break
+    return {
+        "losses_tried": table.num_rows,
+        "per_second": table.num_rows / seconds if seconds else 0.0,
+        "validation": float(run.champion.validation),
+        "td": is_td(rule),
+        "double_td": is_double_td(rule),
+        "first_td": first[is_td],
+        "first_double_td": first[is_double_td],
+        "lr": float(run.params["lr"]),
+        "loss": _text(rule),
+    }
 
 
 def _text(code: Any) -> str:
@@ -146,7 +153,14 @@ def main() -> None:
     parser.add_argument("--network", action="store_true", help="train networks with the champions too")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--env-steps", type=int, default=10_000)
+    parser.add_argument("--scratch", type=Path, nargs="+", help="runs that began at nothing")
     arguments = parser.parse_args()
+    if arguments.scratch:
+        import evometa
+
+        found = [(path.name, evometa.open(path)) for path in arguments.scratch]
+        save(arguments.out / "rl_loss-scratch.csv", [{"run": name, **searched(run)} for name, run in found])
+        return
     if arguments.study is None:
         print("nothing to collect: name the folder of a finished study")
         return
