@@ -132,6 +132,19 @@ def test_a_picture_shows_everybody_the_champion_and_the_repertoire(explored, tmp
         f"{people.generation[row]}:{people.index[row]}" for row in people.line(hero)
     }
     assert "rings: the 16" in " ".join(spec["title"]["subtitle"])
+    # Colour is the loss itself, whatever the ends of the scale; the line is red from one end to the other.
+    shown = {dot["who"]: dot["loss"] for dot in dots}
+    for row in Archive(path).table(["generation", "index", "fitness"]).to_pylist():
+        assert shown.get(f"{row['generation']}:{row['index']}", row["fitness"]) == pytest.approx(row["fitness"])
+    coloured = [layer["encoding"]["color"] for layer in spec["layer"] if "color" in layer["encoding"]]
+    assert [color["field"] for color in coloured] == ["loss", "loss"] and all(c["scale"]["clamp"] for c in coloured)
+    red = [
+        layer for layer in spec["layer"] if layer["mark"].get("color") == "#d62728" and layer["mark"]["type"] == "rule"
+    ]
+    solid = [segment for layer in red if "strokeDash" not in layer["mark"] for segment in layer["data"]["values"]]
+    steps = {(segment["x2"], segment["y2"]) for segment in solid}
+    places = {(dot["x"], dot["y"]) for dot in dots if dot["line"]}
+    assert len(places) > 1 and len(places - steps) <= 1  # all but the eldest are reached
 
 
 def test_pictures_are_files_of_their_kind(explored, tmp_path):

@@ -295,6 +295,16 @@ def test_nonsense_is_refused_with_words(options, error, words):
         open_ended(MIXED, P, **options)
 
 
+def test_a_hurdle_that_nobody_passes_changes_nobody():
+    """All rows of a generation failed: members, their looks and children stay, and the search asks on."""
+    _, log = searched(6, lambda genomes, n: bowl(genomes, n) + (np.inf if n == 4 else 0.0), **SMALL)
+    before, after = log[3][1], log[4][1]
+    for left, right in zip(jax.tree.leaves(before.members), jax.tree.leaves(after.members), strict=True):
+        assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
+    assert np.array_equal(before.counts, after.counts)
+    assert np.asarray(log[5][1].members.held).sum() > np.asarray(after.members.held).sum()
+
+
 # --- runs ------------------------------------------------------------------------------------------------
 
 
@@ -305,8 +315,20 @@ def test_a_run_writes_what_happened_into_its_diary_once(folder):
     notes = [entry["text"] for entry in events.read(folder / "runs" / "one") if entry["kind"] == "note"]
     assert len(notes) == 1 and notes[0].startswith("generation 1: full: the repertoire's 8 places")
     assert cli("archive", "check", "runs/one").code == 0
-    said = cli("run", "ridge.py", *options, "--set", "strategy_options.parents=best_only", "--generations", 1)
-    one_line(said, 4, "best-only", "Did you mean")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("parents=best_only", ('Did you mean "best-only"',)),
+        ("capacity=4", ("capacity of at least 8", "Try capacity=512")),
+        ("islands=9", ("at most 8 islands", "Try islands=8")),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_run_exists(folder, option, words):
+    options = ("--strategy", "open_ended", "--population", 8, "--generations", 1, "--name", "never")
+    one_line(cli("run", "ridge.py", *options, "--set", f"strategy_options.{option}"), 4, *words)
+    assert not (folder / "runs" / "never").exists()
 
 
 def test_a_run_may_record_at_what_rates_children_were_made(folder):

@@ -55,7 +55,6 @@ def _draw(title: str, people: Family, hero: int, what: str, left_out: int, out: 
     on_line = np.isin(np.arange(len(born)), line)
     finite = np.isfinite(people.fitness)
     low, high = np.quantile(people.fitness[finite], [0.02, 0.9]) if finite.any() else (0.0, 1.0)
-    cut = np.clip(np.where(finite, people.fitness, high), low, high)
     last = born.copy()
     for row, mother in enumerate(people.mother.tolist()):
         if mother >= 0:
@@ -84,7 +83,8 @@ def _draw(title: str, people: Family, hero: int, what: str, left_out: int, out: 
     ]
     dots = [
         {
-            "x": int(born[row]), "y": float(place[row]), "loss": float(cut[row]), "ok": bool(finite[row]),
+            "x": int(born[row]), "y": float(place[row]), "loss": float(people.fitness[row]) if finite[row] else None,
+            "ok": bool(finite[row]),
             "who": f"{born[row]}:{people.index[row]}", "member": bool(people.member[row]), "line": bool(on_line[row]),
         }
         for row in range(len(born))
@@ -99,8 +99,8 @@ def _draw(title: str, people: Family, hero: int, what: str, left_out: int, out: 
     )
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(nice=False, padding=12))
     shade = alt.Color(
-        "loss:Q", title="fitness", scale=alt.Scale(scheme="viridis", reverse=True, domain=[float(low), float(high)]),
-        legend=alt.Legend(gradientLength=160),
+        "loss:Q", title="fitness", legend=alt.Legend(gradientLength=160),
+        scale=alt.Scale(scheme="viridis", reverse=True, domain=[float(low), float(high)], clamp=True),
     )  # fmt: skip
 
     def layer(rows: list[dict[str, Any]]) -> Any:
@@ -130,6 +130,8 @@ def _draw(title: str, people: Family, hero: int, what: str, left_out: int, out: 
     marks = [f"red: the line of the {what} {born[hero]}:{people.index[hero]} (dotted: its other parents)"]
     marks += [f"rings: the {int(people.member.sum())} in the repertoire at the end"] if people.member.any() else []
     marks += ["grey: failed"] if not finite.all() else []
+    few = finite.any() and (people.fitness[finite].min() < low or people.fitness[finite].max() > high)
+    marks += [f"colours end at {low:.4g} and {high:.4g}"] if few else []
     head = alt.TitleParams(title, subtitle=[*said, "; ".join(marks)], anchor="start", subtitleColor="#555")
     chart = alt.layer(*layers).properties(width=width, height=height, title=head).configure_view(stroke=None)
     with storage(out):
