@@ -55,8 +55,10 @@ def searched(run: Any) -> dict[str, Any]:
     table = run.archive.table(["text", "genome"])
     lines = table["text"].to_pylist()
     first: dict[Any, str] = {is_td: "", is_double_td: ""}
-    for line in dict.fromkeys(line for line in lines if line):
-        place = lines.index(line)  # equal formulas are equal programs
+    places: dict[str, int] = {}  # equal formulas are equal programs
+    for place, line in enumerate(lines):
+        places.setdefault(line or "", place)
+    for place in (place for line, place in places.items() if line):
         numbers = np.asarray(table["genome"][place].as_py(), np.float32)
         code = split(LOSS, numbers[: LOSS.size])
         first = {test: found or (str(place + 1) if test(code) else "") for test, found in first.items()}

@@ -154,6 +154,8 @@ FORGERIES = {
     "places beyond the end": lambda found: found._replace(offsets=found.offsets * 2),
     "places that go back": lambda found: found._replace(offsets=np.r_[0, found.offsets[:-2][::-1], found.offsets[-1:]]),
     "keys in no order": lambda found: found._replace(keys=found.keys[::-1]),
+    "fractions for places": lambda found: found._replace(offsets=found.offsets.astype(np.float64)),
+    "fractions for rows": lambda found: found._replace(parents=found.parents.astype(np.float64)),
     "numbers too few": lambda found: found._replace(fitness=found.fitness[:3]),
 }
 
@@ -178,6 +180,7 @@ def test_forged_arrays_are_not_believed(run, expected, monkeypatch, forgery):
         {},
         {"sections": 1, "operators": []},
         {"sections": {"bred": {"start": 0, "size": 1 << 60}}, "operators": []},
+        {"sections": {"bred": {"start": float("inf"), "size": 8}}, "operators": []},
     ],
 )
 def test_a_text_that_says_nothing_of_use(run, expected, said):
@@ -185,6 +188,18 @@ def test_a_text_that_says_nothing_of_use(run, expected, said):
         text = seal({**index._record(pa.py_buffer(part.path.read_bytes()), part.name), "kin": said})
         index.path_of(part.path).write_bytes(len(text).to_bytes(8, "little") + text)
     assert answers(Archive(run)) == expected
+
+
+@pytest.mark.parametrize("bounds", [None, {"fitness": 1}, {"fitness": [[0.0, "x"]]}, {"fitness": [[0.0, 1.0]] * 999}])
+def test_forged_bounds_make_no_index(run, bounds):
+    for part in list_parts(run / "lineage"):
+        data = pa.py_buffer(part.path.read_bytes())
+        good = index._record(data, part.name)
+        index.path_of(part.path).write_bytes((len(text := seal(good))).to_bytes(8, "little") + text)
+        assert index.load(part.path) is not None  # without bounds: every row group is read
+        text = seal({**good, "bounds": bounds})
+        index.path_of(part.path).write_bytes(len(text).to_bytes(8, "little") + text)
+        assert index.load(part.path) is None
 
 
 def test_indexes_of_earlier_versions(run, expected):

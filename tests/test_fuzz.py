@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fuzzing
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import evometa
 from evometa.archives import shapes
 from evometa.archives.read import Archive
 from evometa.archives.regular import too_large
@@ -132,6 +135,13 @@ def test_a_footer_that_contradicts_itself_is_refused(tmp_path):
     child = subprocess.run([sys.executable, tmp_path / "flips.py"], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr[-2000:]
     assert "level histogram size mismatch" in child.stdout and "that is declared as" in child.stdout
+
+
+def test_nobody_asks_a_footer_for_its_statistics():
+    """Of too few bytes they end the process too, and no reader says so before."""
+    source = Path(evometa.__file__).parent
+    asked = [path.name for path in source.rglob("*.py") if re.search(r"\)\.statistics\b|has_min_max", path.read_text())]
+    assert asked == []
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_stopped_search_goes_on_with_the_same_bits():
 @cache
 def isles(migration, islands=4):
     """`(strategy, run)`; run(key, target) is GENERATIONS generations, with what `history` returns and the homes."""
-    strategy = linear_gp(RULE, P, islands=islands, migration=migration)
+    strategy = linear_gp(RULE, P, islands=islands, migration=migration, tournament=3.0)
 
     def run(key, target):
         def one(state, generation):

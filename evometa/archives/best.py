@@ -30,7 +30,7 @@ def best_of_indexed(parts: Sequence[Part], k: int) -> Best:
 
     The k lowest of the row groups' lowest values are k rows, so no better row is in a group whose lowest is above them.
     """
-    found = [(part.bounds("fitness")[:, 0], part) for part in parts if part.index]
+    found = [(part.index.bounds("fitness")[:, 0], part) for part in parts if part.index]
     lowest = np.concatenate([low for low, _ in found])
     # A group of unknown bounds (-inf) is always read, and proves nothing about the others.
     known = np.sort(lowest[lowest > -np.inf])

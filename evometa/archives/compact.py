@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from evometa.archives import events, index
 from evometa.archives.content import rows_digest
 from evometa.archives.part import Part, list_parts
+from evometa.archives.regular import open_file
 from evometa.archives.schema import TABLES, column
 from evometa.archives.sealed import scan
 from evometa.archives.stored import standing
@@ -124,7 +125,10 @@ def _worth(parts: list[Part]) -> bool:
 def _rows(part: Part) -> int:
     """How many rows the part says to hold: for a plan; what is merged is verified."""
     try:
-        return part.index.rows if part.index else pq.read_metadata(part.path).num_rows
+        if part.index:
+            return part.index.rows
+        with os.fdopen(open_file(part.path, os.O_RDONLY), "rb") as file:
+            return pq.read_metadata(file).num_rows
     except (pa.ArrowException, OSError):
         return part.rows  # and that says what is wrong
 

@@ -28,7 +28,7 @@ from evometa.errors import IntegrityError
 FOLDER = "index"
 SUFFIX, EARLIER = ".index", ".json"
 DIGITS = 16
-_NUMBERS = ("INT32", "INT64", "FLOAT", "DOUBLE")
+BOUNDED = ("generation", "fitness")  # columns by which readers choose row groups
 
 
 class Index:
@@ -42,27 +42,17 @@ class Index:
         self._digests: list[str] = record["groups"]
         self._metadata = metadata
         self._leaves = _leaves(metadata)
-        self._bounds: dict[str, np.ndarray] = {}
+        self._bounds = {name: self._limits(found) for name, found in record.get("bounds", {}).items()}
 
     def bounds(self, name: str) -> np.ndarray:
-        """Lowest and highest value of a column of numbers in each row group, `[groups, 2]`; -inf, inf where unknown.
+        """Lowest and highest value of one of `BOUNDED` in each row group, `[groups, 2]`; -inf, inf where unknown."""
+        return self._bounds[name] if name in self._bounds else self._limits([[None, None]] * self.groups)
 
-        Raises `OSError` where the footer contradicts itself.
-        """
-        if name not in self._bounds:
-            leaves = self._leaves.get(name, [])
-            unknown = np.full((self.groups, 2), (-np.inf, np.inf))
-            self._bounds[name] = self._limits(leaves[0]) if len(leaves) == 1 else unknown
-        return self._bounds[name]
-
-    def _limits(self, leaf: int) -> np.ndarray:
-        require_headers(self._shell(self._view()), range(self.groups), [leaf])
-        found = np.full((self.groups, 2), (-np.inf, np.inf))
-        for group in range(self.groups):
-            statistics = self._metadata.row_group(group).column(leaf).statistics
-            if statistics is not None and statistics.has_min_max and statistics.physical_type in _NUMBERS:
-                found[group] = statistics.min, statistics.max
-        return found
+    def _limits(self, found: Sequence[Sequence[float | None]]) -> np.ndarray:
+        limits = np.array(found, dtype=np.float64)  # None: nan
+        if limits.shape != (self.groups, 2):
+            raise ValueError("as many bounds as row groups")
+        return np.where(np.isnan(limits), [[-np.inf, np.inf]], limits)
 
     def open(self, path: Path, groups: Iterable[int], columns: Sequence[str] | None) -> pq.ParquetFile:
         """The part as a Parquet file in memory that holds these columns of these row groups, every byte verified.
@@ -71,8 +61,10 @@ class Index:
         """
         names = self._leaves if columns is None else [name for name in columns if name in self._leaves]
         leaves = [leaf for name in names for leaf in self._leaves[name]]
-        view = self._view()
-        file = self._shell(view)
+        # As large as the file, but what is never touched takes no memory.
+        view = np.empty(self._size, np.uint8).data
+        source = pa.BufferReader(pa.py_buffer(view))
+        file = pq.ParquetFile(source, metadata=self._metadata, page_checksum_verification=True)
         descriptor = open_file(path, os.O_RDONLY)
         try:
             for group in groups:
@@ -90,16 +82,6 @@ class Index:
             os.close(descriptor)
         return file
 
-    def _view(self) -> memoryview:
-        """Memory as large as the file; what is never touched takes none."""
-        return np.empty(self._size, np.uint8).data
-
-    def _shell(self, view: memoryview) -> pq.ParquetFile:
-        """The part as a Parquet file, whatever is in `view`."""
-        return pq.ParquetFile(
-            pa.BufferReader(pa.py_buffer(view)), metadata=self._metadata, page_checksum_verification=True
-        )
-
 
 def path_of(part: Path) -> Path:
     """Where the index of a part is, if it has one."""
@@ -109,7 +91,7 @@ def path_of(part: Path) -> Path:
 def build(data: pa.Buffer, name: str) -> bytes:
     """The bytes of the index of a part with these bytes."""
     said, arrays = kin.pack(data)
-    text = seal({**_record(data, name), "kin": said})
+    text = seal({**_record(data, name), "bounds": _bounds(data), "kin": said})
     return len(text).to_bytes(8, "little") + text + arrays
 
 
@@ -141,7 +123,7 @@ def load(part: Path) -> Index | None:
     try:
         record = unseal(_text(path)[0], path)
         size, digest, groups = int(record["size"]), str(record["footer"]), list(record["groups"])
-    except (OSError, IntegrityError, KeyError, TypeError, ValueError):
+    except (OSError, IntegrityError, KeyError, TypeError, ValueError, OverflowError):
         return None
     descriptor = open_file(part, os.O_RDONLY)
     try:
@@ -158,9 +140,12 @@ def load(part: Path) -> Index | None:
         return None  # one of the two was changed: reading the whole part tells which
     metadata = pq.read_metadata(pa.BufferReader(bytes(footer)))
     whole = all(isinstance(text, str) and len(text) == DIGITS * metadata.num_columns for text in groups)
-    if not whole or len(groups) != metadata.num_row_groups:
+    if not whole or len(groups) != metadata.num_row_groups or not metadata.num_rows or not groups:
         return None
-    return Index(record, metadata)
+    try:
+        return Index(record, metadata)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def problem(part: Path) -> str:
@@ -218,6 +203,23 @@ def _record(data: pa.Buffer, name: str) -> dict[str, Any]:
     ]
     footer = hashlib.sha256(view[_footer(view) :]).hexdigest()
     return {"part": name, "size": len(view), "footer": footer, "groups": groups}
+
+
+def _bounds(data: pa.Buffer) -> dict[str, list[list[float | None]]]:
+    """Of each column of `BOUNDED` the lowest and highest value per row group; null where there is no finite one.
+
+    From the values: statistics of a footer that somebody else wrote can end the process (see `require_headers`).
+    """
+    file = pq.ParquetFile(pa.BufferReader(data))
+    found: dict[str, list[list[float | None]]] = {name: [] for name in BOUNDED if name in file.schema_arrow.names}
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=list(found), use_threads=False)
+        for name, bounds in found.items():
+            values = table[name].drop_null().to_numpy().astype(np.float64)
+            values = values[~np.isnan(values)]
+            ends = (values.min(), values.max()) if len(values) else (np.nan, np.nan)
+            bounds.append([float(end) if np.isfinite(end) else None for end in ends])
+    return found
 
 
 def _leaves(metadata: pq.FileMetaData) -> dict[str, list[int]]:

@@ -63,7 +63,7 @@ class Kin:
                 found[word] = np.frombuffer(data, _dtype(kind), count, at)
                 at += _padded(found[word].nbytes)
             return found
-        except (OSError, IntegrityError, KeyError, TypeError, ValueError):
+        except (OSError, IntegrityError, KeyError, TypeError, ValueError, OverflowError, MemoryError):
             return None
 
 

@@ -57,11 +57,17 @@ class Lease:
             now, self._tag = self._look()
             if now.get("token") != self._token:  # or it was heard the first time, and the answer lost
                 raise self._busy(str(now.get("holder"))[:200]) from None
-        self._note.parent.mkdir(parents=True, exist_ok=True)
-        self._note.write_text(self._token)
-        if self._store.bucket not in _checked:
-            conditions(self._store, self._key)
-            _checked.add(self._store.bucket)
+        try:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            self._note.write_text(self._token)
+            if self._store.bucket not in _checked:
+                conditions(self._store, self._key)
+                _checked.add(self._store.bucket)
+        except BaseException as error:
+            self.release()  # or all others would wait for one that does not begin
+            if isinstance(error, OSError):
+                raise StorageError(f"{self._note}: {error.strerror or error}") from None
+            raise
         _RENEWER.add(self)
         return mine
 
@@ -182,7 +188,7 @@ class _Renewer:
             for lease in leases:
                 try:
                     lease.renew()
-                except StorageError:
+                except EvometaError:
                     continue  # the next commit asks again, and says so
 
 

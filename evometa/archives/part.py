@@ -58,7 +58,7 @@ class Part:
     @cached_property
     def last(self) -> int:
         """The last generation of a lineage part."""
-        if self.index and np.isfinite(bounds := self.bounds("generation")).all():
+        if self.index and np.isfinite(bounds := self.index.bounds("generation")).all():
             return int(bounds[-1, 1])
         return int(self.read(["generation"])["generation"][-1].as_py())
 
@@ -69,21 +69,13 @@ class Part:
             return load(self.path)
         except FileNotFoundError:
             raise self._vanished() from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
 
     @cached_property
     def kin(self) -> Kin | None:
         """What the part's index says of ancestors; None where nothing is said."""
         return load_kin(self.path)
-
-    def bounds(self, name: str) -> np.ndarray:
-        """What the index says of a column of numbers: its lowest and highest value in each row group, `[groups, 2]`."""
-        assert self.index is not None
-        try:
-            return self.index.bounds(name)
-        except (pa.ArrowException, OSError) as error:
-            raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
 
     def read(self, columns: Sequence[str] | None = None, generations: tuple[int, int] | None = None) -> pa.Table:
         """The part's table, or some of its columns, or the rows of the generations `[first, last]`.
@@ -94,7 +86,7 @@ class Part:
             return _within(self.take(self.open(), columns), generations)
         groups = range(self.index.groups)
         if generations is not None:
-            bounds = self.bounds("generation")
+            bounds = self.index.bounds("generation")
             groups = np.flatnonzero((bounds[:, 0] <= generations[1]) & (bounds[:, 1] >= generations[0]))
         return _within(self.read_groups([int(group) for group in groups], columns), generations)
 
@@ -109,7 +101,7 @@ class Part:
             raise self._vanished() from None
         except IntegrityError as error:
             raise self._broken(str(error)) from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
             raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
         return self.take(file, columns, groups)
 
@@ -155,7 +147,7 @@ class Part:
             return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         except FileNotFoundError:
             raise self._vanished() from None
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
             raise self._broken(f"this part cannot be read: {_first_line(error)}") from None
 
     def take(

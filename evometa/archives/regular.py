@@ -95,9 +95,9 @@ def nameless(columns: Mapping[str, pa.ChunkedArray], table: str) -> str:
 def require_headers(file: pq.ParquetFile, groups: Iterable[int], leaves: Sequence[int]) -> None:
     """Raise `OSError` where the header of one of these columns in one of these row groups contradicts itself.
 
-    Whoever asks Arrow for such a header, or for its statistics, ends the process (pyarrow 26.0.1:
-    `RowGroupMetaData.column` and `ColumnChunkMetaData.statistics` let exceptions of C++ out). A reader that is opened
-    on it says what is wrong; asked for batches of no rows, it decodes nothing.
+    Whoever asks Arrow for such a header ends the process (pyarrow 26.0.1: `RowGroupMetaData.column` lets an exception
+    of C++ out). A reader that is opened on it says what is wrong; asked for batches of no rows, it decodes nothing.
+    Statistics are another way to end it (`ColumnChunkMetaData.statistics`), and this does not look at them: nobody may.
     """
     for group in groups if leaves else ():  # of no columns, batches of no rows are a division by zero
         next(file.reader.iter_batches(0, row_groups=[group], column_indices=leaves, use_threads=False), None)

@@ -15,7 +15,7 @@ Programs vary as in Brameier & Banzhaf 2007 ("Linear Genetic Programming"; see p
   further, up to `tries` times, and then taken as it is. Hashes are kept in a ring: the oldest are forgotten.
 
 With `islands` children come from parents of one island (linear_gp_parents.py), and the best row of each is asked again
-unchanged. Champion, challengers and hashes are of all islands together, tuned rows live on the champion's.
+unchanged: no challenger, but its children. Champion, challengers and hashes are of all islands; tuned rows his.
 
 Parsimony: ranks are those of the fitness plus a small penalty on effective instructions, in units of the
 generation's median absolute deviation; of equal ones the shorter is first.
@@ -162,8 +162,8 @@ class _Rules:
         keys = jax.random.split(key, 5)
         rows, count = jnp.arange(self.population), self.population
         fresh = self.space.sample(keys[0], count)
-        options = {name: self.given[name] for name in ("tournament", "crossover", "migration")}
-        homes, first, second, paired, there = draw(keys[1], state.islands, state.breeders, **options)
+        rates = int(self.given["tournament"]), self.given["crossover"], self.given["migration"]
+        homes, first, second, paired, there = draw(keys[1], state.islands, state.breeders, *rates)
         # The first generation: mutants of the start, then random ones; later the last rows are the immigrants.
         begins = self.layout.valid(state.elites[:1])[0] & (
             self.layout.length(state.elites[0]) > 0 if self.programs else True

@@ -2,7 +2,7 @@
 
 Islands (demes; Tanese 1989, "Distributed genetic algorithms") are shares of the population that breed apart, but for a
 few children. What is best for a while takes over its island and not the others, which may come further another way.
-The rows of a generation belong to the islands in turn.
+Children belong to the islands in turn, by their row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from evometa.types import Array
 
 
-class Parents(NamedTuple):
+class Drawn(NamedTuple):
     """What a generation is bred from. Leading axis P: the rows asked next."""
 
     home: Array  # [P] int32: island of each row
@@ -25,7 +25,7 @@ class Parents(NamedTuple):
     there: Array  # [P] bool: has the island of its parents anybody that may breed?
 
 
-def draw(key: Any, islands: Array, breeders: Array, *, tournament: int, crossover: float, migration: float) -> Parents:
+def draw(key: Any, islands: Array, breeders: Array, tournament: int, crossover: float, migration: float) -> Drawn:
     """Parents for every row of the next generation.
 
     `islands` [P] int32: the island of each row of a generation that is ordered by island, and within an island those
@@ -45,7 +45,7 @@ def draw(key: Any, islands: Array, breeders: Array, *, tournament: int, crossove
     begins = jnp.searchsorted(islands, away).astype(jnp.int32)
     first, second = jnp.minimum(begins[None] + best, count - 1)
     paired = jax.random.uniform(keys[1], (count,)) < crossover
-    return Parents(home, first, second, paired & (first != second), breeders[away] > 0)
+    return Drawn(home, first, second, paired & (first != second), breeders[away] > 0)
 
 
 def alone(ids: Array) -> Array:
