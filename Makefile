@@ -42,7 +42,7 @@ run: $(VENV)/installed
 test: lint
 	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq strace >/dev/null 2>&1; } \
 		|| echo "note: without strace the crash drills at every system call are skipped"
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check .
