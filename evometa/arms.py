@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -108,7 +109,8 @@ def _budget(path: Path, arm: str) -> Budget:
             cells[entry["values"]] = cells.get(entry["values"], 0) + entry["counts"]
     trainings, total = max(cells.values(), default=0), sum(cells.values())
     judged = archive.judgements().filter((pc.field("phase") == "validation") & (pc.field("label") != BASELINE))
-    chosen = {query: judged.filter(pc.field("query") == query).num_rows for query in sorted(objectives)}
+    asked = Counter(judged["query"].to_pylist())
+    chosen = {query: asked[query] for query in sorted(objectives)}
     return Budget(
         path.name,
         arm,
@@ -130,7 +132,7 @@ def _sum(values: Any) -> Any:
 def _what(record: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same method: all but seed and plan."""
     spec = {key: value for key, value in record["spec"].items() if key not in ("seed", "plan")}
-    code = {"task": record["task"]["code"], "strategy": record["strategy"]["code"]}
+    code = {name: record[name].get("code") for name in ("task", "strategy")}
     if isinstance(spec["task"], str):  # where the file lies is no difference
         spec["task"] = record["task"]["name"]
     spec["objective"] = ", ".join(record["task"]["objectives"])

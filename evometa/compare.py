@@ -97,7 +97,7 @@ def load(paths: Sequence[Path | str], names: Sequence[str | None] | None = None,
     arms |= _baselines(baselines, notes)
     if gap_of(queries):
         arms = {k: a._replace(losses={**a.losses, GAP: a.losses[AWAY] - a.losses[HOME]}) for k, a in arms.items()}
-    told = runs[0].record["task"]["objectives"][0].split(":")[0]
+    told = (runs[0].record["task"]["objectives"] or [""])[0].split(":")[0]
     query = "away" if "away" in queries else told if told in queries else queries[0]
     looks = _looks(runs, number, domains, notes)
     searched = dict.fromkeys(name for name, run in zip(labels, runs, strict=True) if _searched(run.path))
@@ -154,7 +154,7 @@ def _losses(run: _Run, number: int, domains: Sequence[str], seeds: int) -> dict[
     failed: dict[int, bool] = {}
     for row in table.select(["label", "query", "domain", "replicate", "loss", "failure"]).to_pylist():
         who, where, seed = LABELS.get(row["label"]), row["domain"], row["replicate"]
-        if who is None or where not in domains or row["query"] is None or seed is None or seed < 0:
+        if who is None or where not in domains or row["query"] is None or seed is None or seed < 0 or seeds > 10**6:
             raise IntegrityError(f"{run.path}: opening {number} has judgements of {row['label']!r} on {where!r}")
         grid = out.setdefault(row["query"], np.full((2, len(domains), seeds), np.nan))
         failed[who] = row["failure"] != "ok"

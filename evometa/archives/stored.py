@@ -70,6 +70,8 @@ def standing(run: Path, name: str, entries: Sequence[events.Entry] | None = None
     None where they are lost. `entries` are the run's events, where they were read already.
     """
     instead: dict[str, str] = {}
+    if not PART.fullmatch(name):
+        return None  # no file could have such a name
     if not (run / "lineage" / name).exists():
         for entry in events.read(run) if entries is None else entries:
             if entry["kind"] == "compacting":

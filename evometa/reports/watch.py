@@ -67,6 +67,6 @@ def text(data: dict[str, Any]) -> str:
         words.append(f"fitness {data['best']:.4f} median {data['median']:.4f}")
     if data["failed"]:
         words.append(f"failed {data['failed']}")
-    if data["champion"] is not None:
+    if data["champion"] is not None and data["champion"]["validation"] is not None:
         words.append(f"champion promises {data['champion']['validation']:.4f}")
     return "  ".join(words)
