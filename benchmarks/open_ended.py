@@ -18,10 +18,11 @@ The improvement of agents over the seed agent after 80, 2,000 and 5,000 of them,
 
     for seed in 0 1 2 3 4; do
         evometa run dsl_godel --strategy open_ended --population 16 --generations 5 --seed $seed --name agents-80-$seed
-        cp -r runs/dsl-godel-standard/RUN-OF-$seed runs/agents-5000-$seed
+        cp -r runs/dsl-godel-standard/open-ended-s$seed runs/agents-5000-$seed
         evometa resume runs/agents-5000-$seed --generations 100
     done
-    python benchmarks/open_ended.py --improvement runs/agents-80-* runs/dsl-godel-standard/RUNS runs/agents-5000-*
+    python benchmarks/open_ended.py --improvement \
+        runs/agents-80-* runs/dsl-godel-standard/open-ended-s? runs/agents-5000-*
 
 Writes benchmarks/results/open_ended-improvement.csv: per number of agents and kind of problem the share of problems
 solved (every `away` pair right; a mean over problems and inner seeds) by the seed agent and by the champion, and the

@@ -4,12 +4,15 @@
     python benchmarks/rl_loss.py runs/rl-loss-graph-standard
     python benchmarks/rl_loss.py runs/rl-loss-graph-standard --network
     python benchmarks/rl_loss.py --scratch runs/scratch-*
+    python benchmarks/rl_loss.py --landscape
 
 Writes benchmarks/results/rl_loss-searches.csv (one row per run: how many losses it tried and how fast, the champion's
 formula, whether it is the TD error, and after how many losses one was first tried), -sealed.csv (every arm by kind
 of experience, with its difference from tuned TD and the interval) and, with `--network`, -network.csv (the champions of
 `gp-scratch` and `gp-td` and three known losses as networks on environments of gymnax, each at the best of five step
 sizes on the train environments). `--scratch` writes -scratch.csv: the first table, for runs that belong to no study.
+`--landscape` needs no run: it writes -landscape.csv (losses on the way from nothing to the TD error, at each of six
+step sizes: the mean over train domains and six keys, its standard deviation over the keys, and each domain's mean).
 """
 
 from __future__ import annotations
@@ -27,7 +30,30 @@ from benchmarks.tables import save
 
 QUERY = "greedy"
 RIVAL = "td"
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of networks
+STEPS = (0.03, 0.06, 0.12, 0.25, 0.5, 0.9)  # step sizes of tables
+KEYS = 6
+SIZES = ((8, 40), (4, 80))  # instances, steps
+WAY = {
+    "-q reward": "x = mul(q, reward)\nloss = neg(x)",
+    "(q - reward)^2": "x = sub(q, reward)\nloss = square(x)",
+    "(q - reward - next_max)^2": "x = sub(q, reward)\nx = sub(x, next_max)\nloss = square(x)",
+    "q (q - reward - next_max)": "x = sub(q, reward)\nx = sub(x, next_max)\nloss = mul(q, x)",
+    "(2 q - reward - next_max)^2": "x = mul(q, 2)\nx = sub(x, reward)\nx = sub(x, next_max)\nloss = square(x)",
+    "(1.5 q - reward - next_max)^2": "x = mul(q, 1.5)\nx = sub(x, reward)\nx = sub(x, next_max)\nloss = square(x)",
+    "(1.5 q - reward - discount next_max)^2": (
+        "x = mul(q, 1.5)\nx = sub(x, reward)\ny = mul(discount, next_max)\nx = sub(x, y)\nloss = square(x)"
+    ),
+    "q (q - reward - discount next_max)": (
+        "x = sub(q, reward)\ny = mul(discount, next_max)\nx = sub(x, y)\nloss = mul(q, x)"
+    ),
+    "(q - discount (reward + next_max))^2": (
+        "x = add(next_max, reward)\nx = mul(discount, x)\nx = sub(q, x)\nloss = square(x)"
+    ),
+    "(q - reward - discount next_max)^2": (
+        "x = mul(discount, next_max)\nx = add(x, reward)\nx = sub(q, x)\nloss = square(x)"
+    ),
+}
 
 
 def searches(study: Path, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -55,10 +81,11 @@ def searched(run: Any) -> dict[str, Any]:
     table = run.archive.table(["text", "genome"])
     lines = table["text"].to_pylist()
     first: dict[Any, str] = {is_td: "", is_double_td: ""}
-    places: dict[str, int] = {}  # equal formulas are equal programs
+    seen = {None, ""}  # equal formulas are equal programs
     for place, line in enumerate(lines):
-        places.setdefault(line or "", place)
-    for place in (place for line, place in places.items() if line):
+        if line in seen:
+            continue
+        seen.add(line)
         numbers = np.asarray(table["genome"][place].as_py(), np.float32)
         code = split(LOSS, numbers[: LOSS.size])
         first = {test: found or (str(place + 1) if test(code) else "") for test, found in first.items()}
@@ -134,6 +161,35 @@ def network(rules: Mapping[str, Any], seeds: int, env_steps: int) -> Iterator[di
             }
 
 
+def landscape() -> Iterator[dict[str, Any]]:
+    """One row per size, loss and step size."""
+    import jax
+    import jax.numpy as jnp
+
+    from evometa.evaluate.cell import train_and_judge
+    from evometa.programs.listing import parse
+    from evometa.programs.vocabularies import LOSS
+    from evometa.tasks.rl_loss import TRAIN, rl_loss_graph
+
+    for instances, steps in SIZES:
+        task = rl_loss_graph(instances=instances, steps=steps)
+        data = [(task.domain(name).support(), task.domain(name).queries[QUERY]()) for name in TRAIN]
+        supports, queries = jax.tree.map(lambda *arrays: jnp.stack(arrays), *data)
+
+        def one(genome: Any, key: Any, support: Any, query: Any, task: Any = task) -> Any:
+            return train_and_judge(task, task.space.decode(genome), key, support, {QUERY: query})[QUERY]["loss"]
+
+        made = jax.jit(jax.vmap(jax.vmap(one, (None, 0, 0, 0)), (0, None, None, None)))
+        ways = [(text, lr, {"rule": parse(LOSS, code), "lr": lr}) for text, code in WAY.items() for lr in STEPS]
+        genomes = np.stack([task.space.encode(candidate) for _, _, candidate in ways])
+        keys = [jax.random.split(jax.random.key(number), len(TRAIN)) for number in range(KEYS)]
+        found = np.stack([np.asarray(made(genomes, own, supports, queries), np.float64) for own in keys])  # [K, N, D]
+        for at, (text, lr, _) in enumerate(ways):
+            row = {"instances": instances, "steps": steps, "loss": text, "lr": lr, "train": float(found[:, at].mean())}
+            row["deviation"] = float(found[:, at].mean(axis=1).std(ddof=1))
+            yield row | {name: float(found[:, at, number].mean()) for number, name in enumerate(TRAIN)}
+
+
 def champions(study: Path, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The best champion by validation of each searching arm, beside the known rules."""
     import evometa
@@ -156,7 +212,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--env-steps", type=int, default=10_000)
     parser.add_argument("--scratch", type=Path, nargs="+", help="runs that began at nothing")
+    parser.add_argument("--landscape", action="store_true", help="known losses at fixed step sizes")
     arguments = parser.parse_args()
+    if arguments.landscape:
+        save(arguments.out / "rl_loss-landscape.csv", list(landscape()))
+        return
     if arguments.scratch:
         import evometa
 

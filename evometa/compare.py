@@ -25,6 +25,7 @@ from evometa.statistics import Floats
 
 BASELINE_OF = "baseline of "  # what the baselines of other arms are called where there are several
 ORACLE = "oracle"  # the arm of this name is the end of the gap that others close
+MOST_SEEDS = 10**6  # inner seeds of an opening: a forged number is no reason to fill the memory
 AWAY, HOME = "away", "home"
 GAP = "away-home"  # a query that nobody is asked: how much worse an arm does away than at home, cell by cell
 LABELS = {"champion": 0, "baseline": 1}
@@ -79,6 +80,10 @@ def load(paths: Sequence[Path | str], names: Sequence[str | None] | None = None,
     number = _common_opening(runs, number)
     domains = tuple(runs[0].openings[number]["domains"])
     seeds = min(run.openings[number]["seeds"] for run in runs)
+    if seeds > MOST_SEEDS:
+        raise IntegrityError(
+            f"{runs[0].path}: expected at most {MOST_SEEDS} inner seeds of opening {number}, got {seeds}"
+        )
     notes = []
     if len({run.openings[number]["seeds"] for run in runs}) > 1:
         notes.append(f"the runs were opened with different numbers of inner seeds; the first {seeds} of each are used")
@@ -154,7 +159,7 @@ def _losses(run: _Run, number: int, domains: Sequence[str], seeds: int) -> dict[
     failed: dict[int, bool] = {}
     for row in table.select(["label", "query", "domain", "replicate", "loss", "failure"]).to_pylist():
         who, where, seed = LABELS.get(row["label"]), row["domain"], row["replicate"]
-        if who is None or where not in domains or row["query"] is None or seed is None or seed < 0 or seeds > 10**6:
+        if who is None or where not in domains or row["query"] is None or seed is None or seed < 0:
             raise IntegrityError(f"{run.path}: opening {number} has judgements of {row['label']!r} on {where!r}")
         grid = out.setdefault(row["query"], np.full((2, len(domains), seeds), np.nan))
         failed[who] = row["failure"] != "ok"
@@ -174,14 +179,9 @@ def _losses(run: _Run, number: int, domains: Sequence[str], seeds: int) -> dict[
 
 
 def _arm(
-    name: str,
-    members: Sequence[int],
-    runs: Sequence[_Run],
-    losses: Sequence[Mapping[str, Floats]],
-    queries: Sequence[str],
-    domains: tuple[str, ...],
-    who: int,
-) -> Arm:
+    name: str, members: Sequence[int], runs: Sequence[_Run], losses: Sequence[Mapping[str, Floats]],
+    queries: Sequence[str], domains: tuple[str, ...], who: int,
+) -> Arm:  # fmt: skip
     seeds = tuple(runs[i].seed for i in members)
     return Arm(name, seeds, domains, {query: np.stack([losses[i][query][who] for i in members]) for query in queries})
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers import cli, one_line
+from hostile import forge_diary
 
 from evometa import api, compare
 from evometa.archives.read import Archive, list_parts
@@ -319,6 +320,12 @@ def test_failed_cells_are_not_averaged(folder):
 def test_forged_judgements_are_one_line(folder, column, value):
     mend(GENETIC[0], column, lambda row: value)
     one_line(cli("compare", *ALL), 5, "opening 1 has judgements of ", GENETIC[0])
+
+
+def test_a_forged_number_of_inner_seeds_is_one_line(folder):
+    for run in ALL:
+        forge_diary(Path(run), lambda entry: {**entry, "seeds": 2**40} if entry["kind"] == "opening" else entry)
+    one_line(cli("compare", *ALL), 5, "expected at most 1000000 inner seeds of opening 1, got 1099511627776")
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -235,8 +235,7 @@ def _generations(rows: Lineage, population: int) -> str:
     first, last = rows.part.first, int(rows.generation.max())
     # Counted first: a forged generation is no reason to fill the memory.
     whole = (last + 1 - first) * population == len(rows.generation)
-    expected = np.repeat(np.arange(first, last + 1), population) if whole else None
-    if expected is None or not np.array_equal(rows.generation, expected):
+    if not whole or not np.array_equal(rows.generation, np.repeat(np.arange(first, last + 1), population)):
         return f"expected {population} rows for each generation of {first} to {last}, in order, got {rows.rows} rows"
     if not np.array_equal(rows.index, np.tile(np.arange(population), last + 1 - first)):
         return f"expected the indexes 0 to {population - 1} in every generation, got others"

@@ -1,8 +1,10 @@
-"""What lets a reader trust a piece of a large part: a digest of its footer, and of every column of every row group.
+"""What lets a reader trust a piece of a large part, and choose it: digests of its columns, bounds of its row groups.
 
 A part's name holds the digest of the whole file, and to verify that takes reading all of it. `compact` writes
 `RUN/index/<part>.index` beside the parts it makes; with it, `archive top` reads a hundredth of the bytes and still
-believes none that was changed. An index is derived, never needed: where it is missing or damaged, parts are read whole.
+believes none that was changed. Its text holds a digest of the footer and of every column of every row group, and the
+lowest and highest generation and fitness of each row group, by which readers choose. An index is derived, never
+needed: where it is missing or damaged, parts are read whole.
 
 The file: the length of a JSON text (8 bytes, little-endian), the text, and the arrays that an ancestry asks for (see
 kin.py). Archives of earlier versions have `<part>.json`, the text without arrays.

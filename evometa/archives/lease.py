@@ -63,10 +63,11 @@ class Lease:
             if self._store.bucket not in _checked:
                 conditions(self._store, self._key)
                 _checked.add(self._store.bucket)
-        except BaseException as error:
+        except OSError as error:
+            self.release()
+            raise StorageError(f"{self._note}: {error.strerror or error}") from None
+        except BaseException:
             self.release()  # or all others would wait for one that does not begin
-            if isinstance(error, OSError):
-                raise StorageError(f"{self._note}: {error.strerror or error}") from None
             raise
         _RENEWER.add(self)
         return mine

@@ -59,8 +59,8 @@ class Pedigree(NamedTuple):
 def of_arrays(arrays: Mapping[str, np.ndarray], operators: Iterable[str | None]) -> Pedigree:
     """The pedigree of what `Pedigree.arrays` gave. Raises `ValueError` where they cannot belong together."""
     found = Pedigree(**arrays, operators=tuple(operators))
-    whole = (found.keys, found.operator, found.offsets, found.parents, found.outside)
-    if any(array.dtype.kind not in "iu" for array in whole) or found.fitness.dtype.kind != "f":
+    numbers_of_rows = (found.keys, found.operator, found.offsets, found.parents, found.outside)
+    if any(array.dtype.kind not in "iu" for array in numbers_of_rows) or found.fitness.dtype.kind != "f":
         raise ValueError("kinds of arrays")
     rows, edges = len(found.keys), len(found.parents)
     whole = len(found.fitness) == len(found.operator) == rows and len(found.offsets) == rows + 1

@@ -69,19 +69,21 @@ def standing(run: Path, name: str, entries: Sequence[events.Entry] | None = None
 
     None where they are lost. `entries` are the run's events, where they were read already.
     """
+    if _is_there(run, name):
+        return name
     instead: dict[str, str] = {}
-    if not PART.fullmatch(name):
-        return None  # no file could have such a name
-    if not (run / "lineage" / name).exists():
-        for entry in events.read(run) if entries is None else entries:
-            if entry["kind"] == "compacting":
-                instead |= entry["instead"]
-    for _ in range(len(instead) + 1):
-        if not PART.fullmatch(name):
-            return None
-        if (run / "lineage" / name).exists():
-            return name
+    for entry in events.read(run) if entries is None else entries:
+        if entry["kind"] == "compacting":
+            instead |= entry["instead"]
+    for _ in range(len(instead)):
         if name not in instead:
             return None
         name = instead[name]
+        if _is_there(run, name):
+            return name
     return None
+
+
+def _is_there(run: Path, name: str) -> bool:
+    # Only what could be a part's name is asked for: another may be too long for a file, or lead elsewhere.
+    return PART.fullmatch(name) is not None and (run / "lineage" / name).exists()

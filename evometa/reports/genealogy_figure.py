@@ -130,8 +130,8 @@ def _draw(title: str, people: Family, hero: int, what: str, left_out: int, out: 
     marks = [f"red: the line of the {what} {born[hero]}:{people.index[hero]} (dotted: its other parents)"]
     marks += [f"rings: the {int(people.member.sum())} in the repertoire at the end"] if people.member.any() else []
     marks += ["grey: failed"] if not finite.all() else []
-    few = finite.any() and (people.fitness[finite].min() < low or people.fitness[finite].max() > high)
-    marks += [f"colours end at {low:.4g} and {high:.4g}"] if few else []
+    beyond = finite.any() and (people.fitness[finite].min() < low or people.fitness[finite].max() > high)
+    marks += [f"colours end at {low:.4g} and {high:.4g}"] if beyond else []
     head = alt.TitleParams(title, subtitle=[*said, "; ".join(marks)], anchor="start", subtitleColor="#555")
     chart = alt.layer(*layers).properties(width=width, height=height, title=head).configure_view(stroke=None)
     with storage(out):
