@@ -135,6 +135,17 @@ def test_a_genome_that_is_given_is_looked_at():
         ({"outputs": (Register("b", setup="no"),)}, "register 'b': expected setup as true or false, got 'no'"),
         ({"operations": (1,)}, "expected operations of names of operations, got 1"),
         ({"name": 3}, "expected a name, got int"),
+        ({"slope": 3}, "expected the name of a slope, got int"),
+        ({"slope": "aa"}, r"expected slope as an input \(a\), got 'aa'. Did you mean \"a\""),
+        (
+            {"slope": "a", "setup": 1},
+            "with a slope, expected one output, no setup .* got 1 outputs, setup of 1, no other",
+        ),
+        ({"slope": "a", "operations": ("add", "mean")}, "operations that work element by element; .* setup of 0, mean"),
+        (
+            {"slope": "a", "outputs": (Register("b"), Register("c"))},
+            "with a slope, expected one output, .* got 2 outputs",
+        ),
     ],
 )
 def test_vocabularies_of_the_wrong_types_are_told(fields, said):

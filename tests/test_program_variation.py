@@ -1,5 +1,6 @@
 """Variation of programs keeps them valid and does what its kind says; the hash is of what a program does."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -14,7 +15,7 @@ from evometa.programs.grow import grow
 from evometa.programs.interpret import effective
 from evometa.programs.listing import parse
 from evometa.programs.simplify import simplify
-from evometa.programs.vocabularies import OPTIMIZER
+from evometa.programs.vocabularies import LOSS, OPTIMIZER
 from evometa.programs.vocabulary import Register, Vocabulary
 
 SMALL = Vocabulary(
@@ -236,6 +237,22 @@ def test_most_random_programs_behave_differently_and_alone_as_in_a_crowd():
     assert len(np.unique(found, axis=0)) > COUNT // 2
     alone = jax.jit(lambda row: fingerprints(SMALL, row[None])[0])
     assert all(np.array_equal(alone(rows[number]), found[number]) for number in range(40))
+
+
+def test_what_a_loss_does_is_its_derivative():
+    """A constant, a value of the next state, memory that nobody wrote: they change the loss and not what is learned."""
+    texts = (
+        "x = sub(q, reward)\nloss = square(x)",
+        "x = sub(reward, q)\nx = square(x)\nloss = add(x, next_max)",
+        "x = sub(q, reward)\nx = square(x)\nloss = sub(x, 3.5)",
+        "y = sub(q, reward)\nz = square(y)\nloss = add(z, x)\nx = add(x, q)",
+        "x = sub(q, reward)\nx = square(x)\nloss = add(x, x)",
+        "x = sub(q, reward)\nloss = abs(x)",
+    )
+    found = hashes(LOSS, *texts)
+    assert len({*found[:4]}) == 1 and len({*found}) == 3
+    # The same programs in a vocabulary whose outputs are used as they are differ.
+    assert len({*hashes(replace(LOSS, slope=""), *texts)}) == 6
 
 
 def test_probes_are_what_registers_say():

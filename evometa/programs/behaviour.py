@@ -35,10 +35,19 @@ _SEED = 20260
 
 
 def answers(vocabulary: Vocabulary, code: Code) -> tuple[Any, Any]:
-    """What a program puts out on the probe inputs, `[STEPS, outputs, N]`, and whether it is refused; traceable."""
+    """What a program puts out on the probe inputs, `[STEPS, outputs, N]`, and whether it is refused; traceable.
+
+    Where a vocabulary has a `slope`, the derivative in the place of the output: losses that differ by what does not
+    depend on that input teach the same.
+    """
     ready = prepare(vocabulary, code)
     machine = Machine(vocabulary, LAYERS)
     first, steps = probes(vocabulary)
+    if vocabulary.slope:
+        slopes = [
+            machine.derivative(ready, {k: v[i] for k, v in steps.items()}, vocabulary.slope) for i in range(STEPS)
+        ]
+        return jnp.stack([slope for _, slope in slopes])[:, None], ready.refused
 
     def step(memory: Any, inputs: Any) -> tuple[Any, Any]:
         outputs, memory = machine.step(ready, memory, inputs)

@@ -61,7 +61,7 @@ LOSS = Vocabulary(
     operations=(
         "copy", "add", "sub", "mul", "div", "neg", "abs", "square", "sqrt", "exp", "log", "tanh", "max", "min",
     ),
-    constants=3, setup=0, update=12,
+    constants=3, setup=0, update=12, slope="q",
 )  # fmt: skip  # no `lerp`: it hides products of `q`, and the source's language has none
 
 POPULATION = Vocabulary(

@@ -65,7 +65,9 @@ class Vocabulary:
     """What programs of one domain may read, write and do. Raises `ConfigError` where it is ill-formed.
 
     `operations` are names of `operations.TABLE`; number 0 is always `nop`. `constants` is how many constants a program
-    has; `setup` and `update` are the most instructions of each section.
+    has; `setup` and `update` are the most instructions of each section. `slope`: the input by which those who use the
+    programs differentiate the one output (a loss); what a program does is then that derivative. Such programs have
+    no `setup`, keep no memory between steps and work element by element.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Vocabulary:
     constants: int = 6
     setup: int = 0
     update: int = 16
+    slope: str = ""
 
     def __post_init__(self) -> None:
         where = f"vocabulary {self.name!r}"
@@ -98,6 +101,7 @@ class Vocabulary:
             raise ConfigError(
                 f"{where}: expected at most {MOST} instructions and {MOST} registers, got {self.length} and {count}"
             )
+        self._check_slope(where)
         names = [register.name for register in self.registers]
         for register in self.registers:
             if not NAME.fullmatch(register.name) or names.count(register.name) > 1:
@@ -110,8 +114,9 @@ class Vocabulary:
 
     def _check_types(self, where: str) -> None:
         """Raise `ConfigError` where a field holds another kind of thing than it should."""
-        if not isinstance(self.name, str):
-            raise ConfigError(f"{where}: expected a name, got {type(self.name).__name__}")
+        for what, text in (("a name", self.name), ("the name of a slope", self.slope)):
+            if not isinstance(text, str):
+                raise ConfigError(f"{where}: expected {what}, got {type(text).__name__}")
         for field, kind in (("inputs", Register), ("outputs", Register), ("memory", Register), ("operations", str)):
             given: Any = getattr(self, field)
             if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
@@ -127,6 +132,23 @@ class Vocabulary:
             number: Any = getattr(self, field)
             if isinstance(number, bool) or not isinstance(number, int):
                 raise ConfigError(f"{where}: expected {field} as a whole number, got {number!r}")
+
+    def _check_slope(self, where: str) -> None:
+        """Raise `ConfigError` where programs are to be differentiated that cannot be."""
+        if not self.slope:
+            return
+        names = [register.name for register in self.inputs]
+        if self.slope not in names:
+            raise ConfigError(
+                f"{where}: expected slope as an input ({', '.join(names)}), got {self.slope!r}."
+                f"{did_you_mean(self.slope, names)}"
+            )
+        reductions = [name for name in self.operations if OPERATIONS[name].kind != "map"]
+        if len(self.outputs) > 1 or self.setup or reductions:
+            raise ConfigError(
+                f"{where}: with a slope, expected one output, no setup and operations that work element by element;"
+                f" got {len(self.outputs)} outputs, setup of {self.setup}, {', '.join(reductions) or 'no other ones'}"
+            )
 
     @property
     def registers(self) -> tuple[Register, ...]:
