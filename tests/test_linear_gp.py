@@ -16,6 +16,7 @@ from evometa.programs.listing import parse
 from evometa.programs.vocabulary import Register, Vocabulary
 from evometa.space import Space, log, program
 from evometa.strategies.linear_gp import linear_gp
+from evometa.strategies.linear_gp_parents import standings
 from evometa.strategies.quasi import random_search
 from evometa.testing_bench import BLOCK, bench, through_disk
 from evometa.types import Failure, Scores
@@ -204,6 +205,59 @@ def test_an_island_where_nothing_can_breed_is_settled_anew():
     assert (first[homes != 2] >= 0).any()
 
 
+def specialists(loss):
+    """Scores of rows that are judged on several cells: the fitness is the mean."""
+    fitness = jnp.mean(loss, axis=1, keepdims=True)
+    finite = jnp.isfinite(fitness)
+    failure = jnp.where(finite[:, 0], Failure.OK, Failure.NONFINITE).astype(jnp.int8)
+    return Scores(loss, jnp.isfinite(loss), jnp.where(finite, fitness, jnp.inf), jnp.zeros((P, 0)), failure, {})
+
+
+@pytest.mark.parametrize(("cases", "bred"), [(0, {20}), (1, {11, 12}), (2, {20}), (9, {20})])
+def test_a_tournament_by_cases_is_won_by_who_is_best_at_them(cases, bred):
+    """Row 11 is best on the first cell, 12 on the second, 20 second on both; 13 failed, its other cell is the best."""
+    loss = jnp.full((P, 2), 5.0).at[11].set(jnp.array([0.0, 9.0])).at[12].set(jnp.array([9.0, 0.0]))
+    loss = loss.at[20].set(0.1).at[13].set(jnp.array([-1.0, jnp.nan]))
+    options = {"tuned": 0.0, "fresh": 0.0, "crossover": 0.0, "parsimony": 0.0, "tournament": P}
+    strategy = linear_gp(BOTH, P, cases=cases, **options)
+    state = strategy.init(jax.random.key(0), None)
+    genomes, _, state = jax.jit(strategy.ask)(jax.random.key(1), state)
+    state = jax.jit(strategy.tell)(jax.random.key(2), state, genomes, specialists(loss))
+    # A row is among as many places as there are rows, drawn with replacement, in 63 of 100 tournaments.
+    _, parents, _ = jax.jit(strategy.ask)(jax.random.key(3), state)
+    first = np.asarray(parents)[4:, 0, 1]
+    assert np.isin(first, list(bred)).mean() > 0.4 and set(bred) <= set(first.tolist()) and 13 not in first
+
+
+def test_ranks_on_cells_count_length_and_put_failures_last():
+    loss = jnp.array([[1.0, 3.0], [1.0, 2.0], [jnp.nan, 0.0], [0.9, 1.0]])
+    ok = jnp.array([True, True, False, True])
+    lengths = jnp.array([0.0, 0.5, 0.0, 1.0])
+    free, dear = (np.asarray(standings(jax.random.key(0), loss, ok, lengths, price, 1)) for price in (0.0, 10.0))
+    assert {tuple(row) for row in free.tolist()} == {(1, 2, 3, 0), (2, 1, 3, 0)}
+    # Of the first cell the deviation is 0, so length costs nothing there; of the second it is 1.
+    assert {tuple(row) for row in dear.tolist()} == {(1, 2, 3, 0), (0, 1, 3, 2)}
+    both = np.asarray(standings(jax.random.key(0), loss, ok, lengths, 0.0, 2))
+    assert {tuple(row) for row in both.tolist()} == {(1, 2, 3, 0)}, "equal sums: the earlier row is first"
+
+
+def test_numbers_change_together_with_programs_where_it_is_asked_for():
+    """Of the children of one parent a third change numbers alone; the others both."""
+    shares = []
+    for together in (0.0, 1.0):
+        strategy = linear_gp(BOTH, P, together=together, tuned=0.0, fresh=0.0, crossover=0.0)
+        state = strategy.init(jax.random.key(0), None)
+        genomes, _, state = jax.jit(strategy.ask)(jax.random.key(1), state)
+        state = jax.jit(strategy.tell)(
+            jax.random.key(2), state, genomes, scores_of(losses(genomes, TARGETS["product"]))
+        )
+        children, parents, _ = jax.jit(strategy.ask)(jax.random.key(3), state)
+        before = np.asarray(genomes)[np.asarray(parents)[3:, 0, 1]]
+        program, beside = (before != np.asarray(children)[3:])[:, :-1].any(axis=1), before[:, -1] != children[3:, -1]
+        shares.append((program & np.asarray(beside)).mean())
+    assert shares[0] == 0 and shares[1] > 0.4
+
+
 def start_of(text):
     return join(TINY, assemble(parse(TINY, text)))
 
@@ -278,6 +332,8 @@ def test_exam_block_with_a_program_column():
         ({"elites": 0}, ConfigError, "elites in 1 .. 32"),
         ({"tries": 0}, ConfigError, "tries in 1 .. 64"),
         ({"islands": 9}, ConfigError, "islands in 1 .. 8"),
+        ({"cases": -1}, ConfigError, "cases in 0 .. 65536"),
+        ({"together": 1.5}, ConfigError, "together in 0"),
         ({"islands": 8, "elites": 32, "tuned": 0.5}, ConfigError, "they are 72"),
         ({"migration": 1.5}, ConfigError, "migration in 0"),
     ],

@@ -58,9 +58,9 @@ _OWN = {
         "Linear genetic programming: update rules, their constants and all columns beside them.",
         "Brameier & Banzhaf 2007", EVERY,
         {
-            "crossover": 0.4, "tournament": 3, "islands": 1, "migration": 0.02, "elites": 3, "tuned": 0.25,
-            "grow": 0.0, "fresh": 0.1, "warm": 0.5, "tries": 4, "remembered": 4096, "parsimony": 0.02,
-            "sigma": 0.1, "smallest": 1e-4, "rate": None,
+            "crossover": 0.4, "tournament": 3, "islands": 1, "migration": 0.02, "cases": 0, "elites": 3, "tuned": 0.25,
+            "grow": 0.0, "fresh": 0.1, "warm": 0.5, "together": 0.0, "tries": 4, "remembered": 4096,
+            "parsimony": 0.02, "sigma": 0.1, "smallest": 1e-4, "rate": None,
         },
         minimum=8, parents="true parents (one or two)",
     ),

@@ -33,7 +33,6 @@ import numpy as np
 
 from evometa.column import KINDS
 from evometa.errors import ConfigError
-from evometa.programs.behaviour import REFUSED
 from evometa.programs.code import FARTHEST
 from evometa.programs.grow import grow
 from evometa.programs.vary import crossover, mutate
@@ -41,7 +40,8 @@ from evometa.space import Space, weights
 from evometa.strategies import evosax_adapter, genetic, parts
 from evometa.strategies.catalogue import CATALOGUE
 from evometa.strategies.linear_gp_layout import Layout
-from evometa.strategies.linear_gp_parents import alone, draw, put
+from evometa.strategies.linear_gp_parents import STANDINGS, alone, draw, put, standings
+from evometa.strategies.linear_gp_seen import UNKNOWN, first_new, remember
 from evometa.types import Array, Failure, Genome, Genomes, Parents, Prior, Scores, Strategy
 
 NAME = "linear_gp"
@@ -59,6 +59,7 @@ class State(NamedTuple):
     genomes: Genomes  # [P, D]: last told generation, those that may breed first, best first
     ids: Array  # [P, 2] int32: their (generation, index)
     steps: Array  # [P]: their mutation strength
+    standing: Array  # [S, P] int32: their order by some cells, S draws of them; S is 0 where fitness decides
     islands: Array  # [P] int32: where they live; the rows of an island stand together
     breeders: Array  # [I] int32: how many of each island may breed
     elites: Genomes  # [E, D]: the champion (at first the start), then challengers
@@ -81,15 +82,17 @@ def linear_gp(space: Space, population: int = 64, **hyperparameters: Any) -> Str
 
     Hyperparameters: `crossover` 0.4, the probability of two parents; `tournament` 3, rows that compete to be a parent;
     `islands` 1, shares of the population that breed apart, and `migration` 0.02, the probability that a child's parents
-    are from an island drawn at random (linear_gp_parents.py; several where searches end at the same mistake);
-    `elites` 3, rows asked again unchanged, at least 1; `tuned` 0.25, the share of rows of the inner CMA-ES (below 4
-    rows, or where nothing is to be tuned: none); `grow` 0.0, the share of mutations that grow a program
-    (programs/grow.py; worth a try, 0.25 say, where a search starts from nothing); `fresh` 0.1, the share of random
-    immigrants; `warm` 0.5, the share of the first generation that are mutants of the start (none where its programs do
-    nothing); `tries` 4, variants of a child until its behaviour is new; `remembered` 4096, behaviours kept;
-    `parsimony` 0.02, penalty of a program of full length in median absolute deviations; `sigma` 0.1, first strength of
-    changes to numbers, in genome coordinates; `smallest` 1e-4, its floor; `rate` None, as in `genetic`. Raises
-    `UsageError` for other names, `ConfigError` for a population below 8 and values out of range.
+    are from an island drawn at random (linear_gp_parents.py; several where searches end at the same mistake); `cases`
+    0, cells whose losses decide a tournament, drawn at random for each (0: the fitness does); `together` 0.0, the
+    probability that where a program changes, what stands beside it changes too; `elites` 3, rows asked again unchanged,
+    at least 1; `tuned` 0.25, the share of rows of the inner CMA-ES (below 4 rows, or where nothing is to be tuned:
+    none); `grow` 0.0, the share of mutations that grow a program (programs/grow.py; worth a try, 0.25 say, where a
+    search starts from nothing); `fresh` 0.1, the share of random immigrants; `warm` 0.5, the share of the first
+    generation that are mutants of the start (none where its programs do nothing); `tries` 4, variants of a child until
+    its behaviour is new; `remembered` 4096, behaviours kept; `parsimony` 0.02, penalty of a program of full length in
+    median absolute deviations; `sigma` 0.1, first strength of changes to numbers, in genome coordinates; `smallest`
+    1e-4, its floor; `rate` None, as in `genetic`. Raises `UsageError` for other names, `ConfigError` for a population
+    below 8 and values out of range.
     """
     given = parts.hyperparameters(NAME, CATALOGUE[NAME].defaults, hyperparameters)
     population = parts.check_population(NAME, population, CATALOGUE[NAME].minimum)
@@ -97,6 +100,7 @@ def linear_gp(space: Space, population: int = 64, **hyperparameters: Any) -> Str
     parts.check_range(
         NAME, crossover=(given["crossover"], *share), tournament=(given["tournament"], 1, population),
         islands=(given["islands"], 1, max(1, population // SMALLEST)), migration=(given["migration"], *share),
+        cases=(given["cases"], 0, 2**16), together=(given["together"], *share),
         elites=(given["elites"], 1, population // 2), tuned=(given["tuned"], 0.0, 0.5), grow=(given["grow"], *share),
         fresh=(given["fresh"], *share), warm=(given["warm"], *share), tries=(given["tries"], 1, 64),
         remembered=(given["remembered"], 1, 2**20), parsimony=(given["parsimony"], 0.0, 10.0),
@@ -129,6 +133,7 @@ class _Rules:
             self.inner = evosax_adapter.adapt(
                 method, Space({**constants, **layout.tunable}), self.tuned, sigma=given["sigma"]
             )
+        self.standings = STANDINGS if given["cases"] else 0
         # The rows after those of the inner strategy: the best of each island, where there are several.
         islands = int(given["islands"])
         first = self.elites + self.tuned
@@ -148,13 +153,13 @@ class _Rules:
         steps = jnp.full((count,), self.given["sigma"], jnp.float32)
         return State(
             jnp.int32(0), jnp.bool_(False), jnp.broadcast_to(start[None], (count, self.space.dimension)),
-            jnp.full((count, 2), -1, jnp.int32), steps, jnp.zeros(count, jnp.int32),
-            jnp.zeros(int(self.given["islands"]), jnp.int32),
+            jnp.full((count, 2), -1, jnp.int32), steps, jnp.zeros((self.standings, count), jnp.int32),
+            jnp.zeros(count, jnp.int32), jnp.zeros(int(self.given["islands"]), jnp.int32),
             jnp.broadcast_to(start[None], (elites, self.space.dimension)), jnp.full((elites, 2), -1, jnp.int32),
             steps[:elites], jnp.zeros(elites, jnp.int32), jnp.arange(elites) == 0, jnp.zeros(elites, jnp.int32),
             jnp.zeros(elites, jnp.float32), steps, jnp.zeros(count, jnp.int32),
-            jnp.full((count, 2), REFUSED[0], jnp.uint32),
-            jnp.full((int(self.given["remembered"]), 2), REFUSED[0], jnp.uint32), jnp.int32(0), self._tuner(key, start),
+            jnp.full((count, 2), UNKNOWN, jnp.uint32),
+            jnp.full((int(self.given["remembered"]), 2), UNKNOWN, jnp.uint32), jnp.int32(0), self._tuner(key, start),
         )  # fmt: skip
 
     def ask(self, key: Any, state: State) -> tuple[Genomes, Parents, State]:
@@ -163,7 +168,7 @@ class _Rules:
         rows, count = jnp.arange(self.population), self.population
         fresh = self.space.sample(keys[0], count)
         rates = int(self.given["tournament"]), self.given["crossover"], self.given["migration"]
-        homes, first, second, paired, there = draw(keys[1], state.islands, state.breeders, *rates)
+        homes, first, second, paired, there = draw(keys[1], state.islands, state.breeders, state.standing, *rates)
         # The first generation: mutants of the start, then random ones; later the last rows are the immigrants.
         begins = self.layout.valid(state.elites[:1])[0] & (
             self.layout.length(state.elites[0]) > 0 if self.programs else True
@@ -217,14 +222,20 @@ class _Rules:
         best_tuned = jnp.min(jnp.where(tuned, rank, self.population))
         breeds = ok & (~tuned | (rank == best_tuned))
         order = jnp.lexsort((rank, ~breeds, state.homes))
+        standing = state.standing
+        if self.standings:
+            told = (scores.loss, ok, lengths / most, self.given["parsimony"], int(self.given["cases"]))
+            standing = standings(jax.random.fold_in(keys[0], 1), *told)[:, order]
 
         own = jnp.stack([jnp.broadcast_to(state.generation - 1, rows.shape), rows], axis=-1).astype(jnp.int32)
         new = self._duel(state, genomes, fitness, ok, unit, rank, own)
         new = new._replace(
             told=jnp.bool_(True), genomes=genomes[order], ids=own[order], steps=state.asked[order],
-            islands=state.homes[order], breeders=jnp.zeros_like(state.breeders).at[state.homes].add(breeds),
+            standing=standing, islands=state.homes[order],
+            breeders=jnp.zeros_like(state.breeders).at[state.homes].add(breeds),
         )  # fmt: skip
-        new = _remember(new, scores)
+        seen, end = remember(state.seen, state.end, state.hashes, scores.failure != jnp.int8(Failure.SKIPPED))
+        new = new._replace(seen=seen, end=end)
         if self.inner:
             rows_of = slice(self.elites, self.elites + self.tuned)
             share = jax.tree.map(lambda leaf: leaf[rows_of], scores)
@@ -248,6 +259,7 @@ class _Rules:
         steps = jnp.where(paired, jnp.sqrt(step_one * step_two), step_one)
         child = one
         luck = jax.random.uniform(keys[0], (2, self.population))
+        together = jax.random.uniform(jax.random.fold_in(keys[0], 1), (self.population,)) < self.given["together"]
         # A third of the children of one parent leave its programs as they are and change what stands beside them.
         numbers_alone = (luck[0] < 0.33) & ~paired & born & (self.vary is not None)
         if self.vary:
@@ -255,7 +267,7 @@ class _Rules:
             pairs = (one[:, self.layout.beside], two[:, self.layout.beside], step_one, step_two, paired)
             own = jax.random.split(keys[1], self.population)
             varied, steps = parts.apart(functools.partial(jax.vmap(self.vary), own), *pairs)
-            moves = born & (paired | numbers_alone) if self.programs else born
+            moves = born & (paired | numbers_alone | together) if self.programs else born
             child = child.at[:, self.layout.beside].set(jnp.where(moves[:, None], varied, one[:, self.layout.beside]))
         steps = jnp.where(born, jnp.clip(steps, self.given["smallest"], 1.0), self.given["sigma"])
         if not self.programs:
@@ -291,27 +303,12 @@ class _Rules:
 
     def _new(self, variants: Array, state: State, exempt: Array) -> tuple[Genomes, Array]:
         """`[P, D]`: of each row the first variant whose behaviour is new, else the last; and the hashes `[P, 2]`."""
-        unknown = jnp.full((self.population, 2), REFUSED[0], jnp.uint32)
-        if not self.programs:
-            return variants[0], unknown
         tries, count = variants.shape[:2]
+        if not self.programs:
+            return variants[0], jnp.full((count, 2), UNKNOWN, jnp.uint32)
         hashes = self.layout.hashes(jnp.concatenate([variants.reshape(tries * count, -1), state.elites]))
-        elites = jnp.where(state.held[:, None], hashes[tries * count :], unknown[: self.elites])
-        hashes = hashes[: tries * count].reshape(tries, count, 2)
-
-        def known(hash_: Array) -> Array:
-            return jnp.any((state.seen[:, 0] == hash_[0]) & (state.seen[:, 1] == hash_[1]))
-
-        old = jax.lax.map(lambda rows: jax.vmap(known)(rows), hashes)
-
-        def row(taken: Array, at: Any) -> tuple[Array, Array]:
-            mine = hashes[:, at]
-            twice = jnp.any(jnp.all(taken[None] == mine[:, None], axis=-1), axis=1)
-            fresh = ~old[:, at] & ~twice
-            pick = jnp.where(jnp.any(fresh), jnp.argmax(fresh), tries - 1)
-            return taken.at[at].set(jnp.where(exempt[at], taken[at], mine[pick])), pick
-
-        taken, picks = jax.lax.scan(row, unknown.at[: self.elites].set(elites), jnp.arange(count))
+        elites = jnp.where(state.held[:, None], hashes[tries * count :], jnp.uint32(UNKNOWN))
+        taken, picks = first_new(hashes[: tries * count].reshape(tries, count, 2), state.seen, elites, exempt)
         return variants[picks, jnp.arange(count)], taken
 
     # --- telling ----------------------------------------------------------------------------------
@@ -387,14 +384,3 @@ def _deviation(fitness: Array, ok: Array) -> Array:
     """Median absolute deviation of the finite rows."""
     held = jnp.where(ok, fitness, jnp.nan)
     return jnp.nan_to_num(jnp.nanmedian(jnp.abs(held - jnp.nanmedian(held))))
-
-
-def _remember(state: State, scores: Scores) -> State:
-    """The behaviours that were evaluated go into the ring; where it is full, over the oldest."""
-    evaluated = (scores.failure != jnp.int8(Failure.SKIPPED)) & jnp.any(state.hashes != jnp.uint32(REFUSED[0]), axis=1)
-    size = state.seen.shape[0]
-    place = jnp.mod(state.end + jnp.cumsum(evaluated) - 1, size)
-    # A generation larger than the ring: its last rows stay.
-    late = jnp.cumsum(evaluated) > jnp.sum(evaluated) - size
-    seen = state.seen.at[jnp.where(evaluated & late, place, size)].set(state.hashes, mode="drop")
-    return state._replace(seen=seen, end=jnp.mod(state.end + jnp.sum(evaluated), size).astype(jnp.int32))

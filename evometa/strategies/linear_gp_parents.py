@@ -3,6 +3,11 @@
 Islands (demes; Tanese 1989, "Distributed genetic algorithms") are shares of the population that breed apart, but for a
 few children. What is best for a while takes over its island and not the others, which may come further another way.
 Children belong to the islands in turn, by their row.
+
+A tournament is won by the best fitness, a mean over train domains, or with `cases` by the losses on a few cells drawn
+at random ("batch tournament selection": de Melo, Vargas and Banzhaf 2019, after lexicase selection: Spector 2012). Then
+who is best at something has children, though others are better on average: a program that gains on two domains what
+it loses on a third is a step that the mean never takes.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from evometa.types import Array
+
+STANDINGS = 64  # draws of cells per generation
 
 
 class Drawn(NamedTuple):
@@ -25,12 +32,39 @@ class Drawn(NamedTuple):
     there: Array  # [P] bool: has the island of its parents anybody that may breed?
 
 
-def draw(key: Any, islands: Array, breeders: Array, tournament: int, crossover: float, migration: float) -> Drawn:
+def standings(key: Any, loss: Array, ok: Array, lengths: Array, parsimony: float, cases: int) -> Array:
+    """`[STANDINGS, P]` int32: the order of rows by the ranks of their losses on `cases` random cells, once per draw.
+
+    `loss` [P, C], `ok` [P] bool: rows that did not fail; `lengths` [P]: effective instructions, as a share of the most.
+    Each cell has the penalty of parsimony in units of its own median absolute deviation.
+    """
+    held = jnp.where(ok[:, None], loss, jnp.nan)
+    spread = jnp.nan_to_num(jnp.nanmedian(jnp.abs(held - jnp.nanmedian(held, axis=0)[None]), axis=0))
+    # Rounded apart: fused to one operation, or not, the sum would differ in its last bit.
+    penalty = jax.lax.optimization_barrier(parsimony * spread[None] * lengths[:, None])
+    ranks = _order(jnp.where(jnp.isnan(held), jnp.inf, held + penalty))
+
+    def by_some(own: Any) -> Array:
+        some = jax.random.permutation(own, loss.shape[1])[:cases]
+        return _order(jnp.sum(ranks[:, some], axis=1, keepdims=True))[:, 0]
+
+    return jax.vmap(by_some)(jax.random.split(key, STANDINGS))
+
+
+def _order(values: Array) -> Array:
+    """`[P, C]` int32: the rank of each row in each column; of equal ones the earlier row is first."""
+    return jnp.argsort(jnp.argsort(values, axis=0, stable=True), axis=0, stable=True).astype(jnp.int32)
+
+
+def draw(
+    key: Any, islands: Array, breeders: Array, standing: Array, tournament: int, crossover: float, migration: float
+) -> Drawn:
     """Parents for every row of the next generation.
 
     `islands` [P] int32: the island of each row of a generation that is ordered by island, and within an island those
     that may breed first, best first. `breeders` [I] int32: how many of each may. `migration`: the probability that a
-    row has its parents on an island drawn at random.
+    row has its parents on an island drawn at random. `standing` [S, P] int32: other orders of the same rows, one of
+    which, drawn at random, decides each tournament; none where S is 0: then the order of the rows does.
     """
     count, number = islands.shape[0], breeders.shape[0]
     keys = jax.random.split(key, 2)
@@ -41,9 +75,15 @@ def draw(key: Any, islands: Array, breeders: Array, tournament: int, crossover: 
         away = jnp.where(luck[0] < migration, jnp.floor(luck[1] * number).astype(jnp.int32), home)
     limit = jnp.maximum(breeders[away], 1)
     drawn = jnp.floor(jax.random.uniform(keys[0], (2, tournament, count)) * limit[None, None]).astype(jnp.int32)
-    best = jnp.min(jnp.minimum(drawn, limit[None, None] - 1), axis=1)
     begins = jnp.searchsorted(islands, away).astype(jnp.int32)
-    first, second = jnp.minimum(begins[None] + best, count - 1)
+    # [2, tournament, P]: rows of the ordered generation
+    rivals = jnp.minimum(begins[None, None] + jnp.minimum(drawn, limit[None, None] - 1), count - 1)
+    if standing.shape[0]:
+        which = jax.random.randint(jax.random.fold_in(key, 3), (2, 1, count), 0, standing.shape[0])
+        won = jnp.argmin(standing[which, rivals], axis=1)
+        first, second = jnp.take_along_axis(rivals, won[:, None], axis=1)[:, 0]
+    else:
+        first, second = jnp.min(rivals, axis=1)
     paired = jax.random.uniform(keys[1], (count,)) < crossover
     return Drawn(home, first, second, paired & (first != second), breeders[away] > 0)
 
