@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from evometa.driver import Watch
     from evometa.spec import Spec
 
-Backend = Annotated[str | None, typer.Option(help="Where it is computed: inline (in this process), processes, or ray.")]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="inline (this process), processes, or ray. Default: plain Python in processes, else inline."),
+]
 Workers = Annotated[int | None, typer.Option(help="Worker processes; by default one per core.")]
 Gpus = Annotated[float | None, typer.Option(help="GPUs that each worker sees (CUDA_VISIBLE_DEVICES); 0.5: two share.")]
 

@@ -37,8 +37,9 @@ class Placement(NamedTuple):
 def place(spec: Spec, task: Task) -> Placement:
     """Where a spec's run is computed.
 
-    What the spec says; where it says nothing: in worker processes if it asks for workers or for limits that need
-    them, or if a Python task has a time limit (only a process can be stopped at any time); else in this process.
+    What the spec says; where it says nothing: in worker processes if the task is plain Python (a candidate that hangs
+    or crashes then takes nobody with it, and every core has work), or if the spec asks for workers or for limits that
+    need them; else in this process, where JAX compiles once, and where a task lives that was never in a file.
     Raises `ConfigError` for what does not go together.
     """
     limits, in_memory = spec.limits, isinstance(spec.task, str) and spec.task.startswith(IN_MEMORY)
@@ -47,8 +48,8 @@ def place(spec: Spec, task: Task) -> Placement:
     asked = spec.workers is not None or spec.gpus_per_worker is not None
     backend = spec.backend
     if backend is None:
-        alone = task.runs == "python" and task.time_limit is not None and not in_memory
-        backend = "processes" if asked or beyond or alone else "inline"
+        apart = task.runs == "python" and not in_memory
+        backend = "processes" if asked or beyond or apart else "inline"
     if backend == "inline" and asked:
         raise ConfigError("workers: the inline backend has none. Say --backend processes, or leave --workers out")
     if backend == "inline" and beyond:

@@ -44,7 +44,19 @@ def finished(tmp_path_factory, compile_cache):
         small = ("--population", 8, "--seed", 3)
         for arguments in (
             ("run", "ridge.py", *small, "--generations", 12, "--set", "plan.block=4", "--name", "ridge"),
-            ("run", "plain.py", *small, "--generations", 5, "--strategy", "genetic", "--name", "plain"),
+            (
+                "run",
+                "plain.py",
+                *small,
+                "--generations",
+                5,
+                "--strategy",
+                "genetic",
+                "--name",
+                "plain",
+                "--backend",
+                "inline",
+            ),
             ("run", "static.py", *small, "--generations", 2, "--strategy", "genetic", "--name", "static"),
         ):
             said = cli(*arguments)

@@ -13,7 +13,10 @@ from helpers import call, cli, lineage_files, start
 
 pytest_plugins = ["shared"]
 
-PLAIN = ("run", "plain.py", "--population", 6, "--generations", 8, "--strategy", "genetic", "--name", "x")
+PLAIN = (
+    *("run", "plain.py", "--population", 6, "--generations", 8, "--strategy", "genetic", "--name", "x"),
+    *("--backend", "inline"),  # workers are killed in test_processes_runs.py
+)
 SLOW = {"EVOMETA_TEST_SLEEP": "0.02"}
 
 

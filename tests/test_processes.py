@@ -117,7 +117,7 @@ def test_a_task_in_memory_stays_in_this_process(tmp_path):
         evometa.run(task, out=tmp_path, backend="processes", **SMALL)
 
 
-def test_a_time_limit_asks_for_processes(wild):
+def test_plain_python_runs_in_processes_where_nothing_is_said(wild):
     (wild / "wild.py").write_text(WILD.replace('objective="away",', 'objective="away", time_limit=0.5,'))
     run = run_wild("ignore", backend=None, workers=None)
     assert events.read(run.path)[0]["backend"] == "processes"
