@@ -22,6 +22,7 @@ from evometa.archives.check import check
 from evometa.archives.place import of
 from evometa.archives.read import Archive
 from evometa.archives.store import ENDPOINTS, Store, conditions, endpoint
+from evometa.backends.ray_cluster import ANOTHER_TOKEN, refuses_token
 from evometa.doctor_machine import Finding, clock, cores, disk, network
 from evometa.errors import EvometaError
 from evometa.trust import state_file
@@ -214,23 +215,27 @@ def cluster(
     elif "mismatch" in said.lower():
         cure = "Install the same versions of Python and ray here and on every node (pip install ray==VERSION)"
         yield Finding("ray", "problem", f"{address}: {said}", cure)
+    elif refuses_token(said):
+        found, _, cure = ANOTHER_TOKEN.partition(". ")
+        yield Finding("ray", "problem", f"{address}: {found}", cure)
     else:
         cure = "Start it (ray start --head), or unset RAY_ADDRESS"
         yield Finding("ray", "problem", f"{address} does not answer: {said}", cure)
 
 
 def _python(code: str) -> Answer:
-    """What a Python of its own says to that code: its last line, of errors where it failed."""
+    """What a Python of its own says to that code: its last line, of errors the telling one where it failed."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return False, f"no answer within {SECONDS:g} s"
     except OSError as error:
         return False, str(error)
-    mismatch = [line for line in done.stderr.splitlines() if "mismatch" in line.lower()]
+    telling = [line for line in done.stderr.splitlines() if "mismatch" in line.lower()]
+    telling = telling or [line for line in done.stderr.splitlines() if refuses_token(line)]
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     last = lines[-1] if lines else f"ended with status {done.returncode}"
-    return done.returncode == 0, mismatch[-1].strip() if mismatch and done.returncode else last
+    return done.returncode == 0, telling[-1].strip() if telling and done.returncode else last
 
 
 def _cache_folder() -> Path | None:

@@ -193,6 +193,12 @@ CLUSTERS = {
         "mismatch",
         "same versions",
     ),
+    # Ray names the reason first, and then says only that it could not connect.
+    "raise ConnectionError('Failed to connect') from OSError('RPC error: InvalidAuthToken: Unauthenticated. Ensure')": (
+        "127.0.0.1:6379: it asks for another token than this process has",
+        "~/.ray/auth_token",
+        "RAY_AUTH_MODE=token",
+    ),
     "raise ConnectionError('Failed to connect to GCS')": ("does not answer: ConnectionError", "ray start"),
     "raise SystemExit(3)": ("does not answer: ended with status 3", "RAY_ADDRESS"),
 }

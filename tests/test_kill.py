@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import call, cli, lineage_files, start
+from helpers import call, cli, environment, lineage_files, start
 
 pytest_plugins = ["shared"]
 
@@ -112,6 +114,49 @@ def test_a_signal_stops_a_run_that_can_be_resumed(folder, undisturbed, number, c
     assert call(folder, "resume", "x", **env).code == 0
     assert lineage_files(folder / "runs/x") == undisturbed[0]
     assert len(cells_of(calls)) <= undisturbed[1] + 1
+
+
+# Both as the third block is to be committed, in which nothing is to be interrupted: the first is noted, the second drops the block.
+TWICE = """
+import itertools, os, signal, time
+from evometa import cli, driver
+commit, blocks = driver._Advance._commit, itertools.count(1)
+
+def interrupted(*arguments):
+    for _ in range(2 if next(blocks) == 3 else 0):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+    return commit(*arguments)
+
+driver._Advance._commit = interrupted
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("where", ["commit", "training"])
+def test_a_second_signal_drops_everything(folder, undisturbed, where):
+    """What was finished is kept all the same, and the run goes on to the same bytes."""
+    calls, run = folder / "calls.txt", folder / "runs/x"
+    env = {"EVOMETA_TEST_CALLS": str(calls)}
+    if where == "commit":
+        command = [sys.executable, "-c", TWICE, *map(str, PLAIN)]
+        said = subprocess.run(command, cwd=folder, env=environment(**env), capture_output=True, text=True, timeout=200)
+        code, out, err = said.returncode, said.stdout, said.stderr
+        assert "once more to drop it" in err and "Traceback" not in err, err
+        assert len(list(run.glob("lineage/*.parquet"))) == 2, "the third was dropped"
+    else:
+        process = start(folder, *PLAIN, **env, EVOMETA_TEST_SLEEP="0.1")
+        wait_for(lambda: lines(calls) >= 5, process)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        code = process.returncode
+    assert code in (130, -signal.SIGINT) and out == "", err  # a shell says 130 to both
+    assert cli("archive", "check", "x").code == 0
+    assert call(folder, "resume", "x", **env).code == 0
+    assert lineage_files(run) == undisturbed[0]
+    assert len(cells_of(calls)) <= undisturbed[1] + (where == "training")
 
 
 def test_a_task_cannot_swallow_a_stop(folder):

@@ -21,6 +21,10 @@ from evometa.errors import ConfigError
 
 _PATIENCE = 10.0  # seconds for an address to answer at all
 _KNOCK = 2.0  # seconds for the head of a cluster that was there a moment ago
+ANOTHER_TOKEN = (
+    "it asks for another token than this process has. Copy the cluster's ~/.ray/auth_token here and set"
+    " RAY_AUTH_MODE=token (see: ray get-auth-token)"
+)
 
 
 class Connection:
@@ -160,14 +164,16 @@ def _why(error: BaseException) -> str:
 
         text = " ".join(words[words.index("Version mismatch") :].split())[:400]
         return f"{text} Install the cluster's version here: pip install ray==VERSION (here: {ray.__version__})"
-    if "uthenticat" in words or "nvalid token" in words:
-        return (
-            "it asks for another token than this process has. Copy the cluster's ~/.ray/auth_token here and set"
-            " RAY_AUTH_MODE=token (see: ray get-auth-token)"
-        )
+    if refuses_token(words):
+        return ANOTHER_TOKEN
     if isinstance(error, ConnectionError) and "Could not find any running Ray instance" in words:
         return "there is none on this machine. Start one with: ray start --head, or unset RAY_ADDRESS for a local one"
     return f"{_first_line(error)}. This process must run on a node of the cluster; look at it there with: ray status"
+
+
+def refuses_token(words: str) -> bool:
+    """Whether Ray's words say that a cluster asks for a token that this process does not have."""
+    return "uthenticat" in words or "nvalid token" in words
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
