@@ -99,7 +99,8 @@ def export(
         if form == "delta":
             raise UsageError("export: a Delta table is a folder. Say where with --to DIR")
         try:
-            write(path, form, sys.stdout)
+            shown: Any = _Shown()
+            write(path, form, shown)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader left (`| head`): nowhere to say anything, at exit either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,6 +126,16 @@ def pull(
     data = fetch(run, to)
     note = "" if data["ledger"] else f"; the ledger beside {to} is not the store's: looks in the store are not counted"
     emit(data, as_json, lambda: f"wrote {to}: {data['files']} files, {data['bytes'] / 1e6:.1f} MB{note}")
+
+
+class _Shown:
+    """Standard output for the texts of other people's archives: a terminal shows them and obeys nothing."""
+
+    def write(self, text: str) -> int:
+        """As a file does."""
+        from evometa.printable import printable
+
+        return sys.stdout.write(printable(text))
 
 
 def _to_file(path: Path, form: str, to: Path, write: Any) -> int:

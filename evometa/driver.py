@@ -70,7 +70,7 @@ class Unwatched:
         """Nothing."""
 
 
-# SLURM sends SIGUSR1, where it is asked to (`--signal=USR1@60`), before it preempts.
+# SLURM sends SIGUSR1, where it is asked to (`--signal=B:USR1@60`), before a job's time is over (docs/own-script.md).
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -91,8 +91,9 @@ class _Stop:
     """SIGINT, SIGTERM and SIGUSR1 while a run is under way.
 
     A compiled block is finished and committed first. A host loop is left at once: a Python or command task's
-    finished cells are durable, and no other generation is worth waiting for. A second signal drops everything at
-    once, which is no more than a kill -9.
+    finished cells are durable, and no other generation is worth waiting for. A second signal drops
+    everything, which is no more than a kill -9: at once in a host loop and in a commit, and where a compiled block
+    computes, when it ends, for Python hears no signal before.
     """
 
     def __init__(self, path: Path, watch: Watch) -> None:

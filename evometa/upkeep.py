@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from evometa.archives import ledger, mirror
 from evometa.archives import repair as repairing
 from evometa.archives.place import called, local, of
 from evometa.archives.pull import fetch
-from evometa.archives.write import ensure_folder, storage
+from evometa.archives.write import copy_new, ensure_folder, storage, sync_folder
 from evometa.errors import NotFound, UsageError
 
 
@@ -66,20 +67,50 @@ def pull(path: str | Path, to: Path) -> dict[str, Any]:
         raise UsageError(f"archive pull: expected a run in a store as s3://BUCKET/PREFIX/RUN, got {path}")
     if to.exists():
         raise UsageError(f"archive pull: {to} exists. Give a new folder")
-    half = to.with_name(f"{to.name}.partial")
-    with storage(to):
+    half, found, beside = to.with_name(f"{to.name}.partial"), path.parent / ledger.FILE, to.parent / ledger.FILE
+    with storage(to, f"evometa archive pull {called(path)} {to}"):
         ensure_folder(to.parent)
-        shutil.rmtree(half, ignore_errors=True)
-        shutil.copytree(path, half, ignore=shutil.ignore_patterns("run.lock", ".*", "cells"))
-        half.rename(to)
-        fetch(path.parent / ledger.FILE)
-        found = path.parent / ledger.FILE
-        if found.is_file() and not (to.parent / ledger.FILE).exists():
-            shutil.copy2(found, to.parent / ledger.FILE)
-        same = found.is_file() and found.read_bytes() == (to.parent / ledger.FILE).read_bytes()
+        if half.exists():  # of one that was killed
+            shutil.rmtree(half)
+        try:
+            _copy(path, half)
+            fetch(found)
+            if found.is_file() and not beside.exists():
+                copy_new(found, half / ledger.FILE)
+                os.rename(half / ledger.FILE, beside)
+                sync_folder(to.parent)
+                sync_folder(half)
+            _appear(half, to)
+        except BaseException:
+            shutil.rmtree(half, ignore_errors=True)
+            raise
+        same = found.is_file() and found.read_bytes() == beside.read_bytes()
     files = [file for file in to.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     return {"run": called(path), "to": str(to), "files": len(files), "bytes": size, "ledger": same}
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder without its scratch, durably but for its name. The record comes last: half a run is no run."""
+    os.mkdir(target)
+    for name in sorted(os.listdir(source), key=lambda name: (name == folder.RECORD, name)):
+        if name in (mirror.LOCK, "cells") or name.startswith("."):
+            continue
+        if (source / name).is_dir():
+            _copy(source / name, target / name)
+        else:
+            copy_new(source / name, target / name)
+    sync_folder(target)
+
+
+def _appear(half: Path, to: Path) -> None:
+    """Give a whole folder its name, durably or not at all."""
+    os.rename(half, to)
+    try:
+        sync_folder(to.parent)
+    except OSError:
+        os.rename(to, half)
+        raise
 
 
 def _any_run(path: str | Path) -> Path:

@@ -1,7 +1,8 @@
 """A process that runs commands of evometa and notes everything that reading an archive must not do.
 
-`python audited.py FOLDER RUN` with one command a line, as JSON, on standard input. The last line of standard output is
-a JSON list of violations; before it comes what the commands printed.
+`python audited.py FOLDER RUN` with one command a line, as JSON, on standard input (`["open", RUN]` is `evometa.open`,
+and all that can be asked of it). The last line of standard output is a JSON list of violations; before it comes what
+the commands printed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,19 @@ NEVER = (
     *("os.chmod", "os.chown", "shutil.rmtree", "shutil.move", "shutil.copyfile", "code.__new__"),
 )
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def look(run: str) -> None:
+    """Everything that reads a run from Python, as a notebook shows it."""
+    import evometa
+
+    opened = evometa.open(run)
+    said = [getattr(opened, name) for name in ("name", "generations", "champion", "params", "space", "record")]
+    said += [opened.lineage().to_pylist(), opened.top(), opened.ancestry(2, 0), opened.summary(), opened]
+    said += [opened.query("SELECT * FROM lineage"), opened._repr_html_(), opened.archive.timings().to_pylist()]
+    said += [opened.archive.judgements().to_pylist(), opened.archive.scores()]
+    for one in said:
+        print(repr(one))
 
 
 def main() -> None:
@@ -49,10 +63,11 @@ def main() -> None:
     from evometa.cli import main as command
 
     for line in sys.stdin:
+        words = json.loads(line)
         watching = True
         try:
-            with mock.patch.object(sys, "argv", ["evometa", *json.loads(line)]), contextlib.suppress(SystemExit):
-                command()
+            with mock.patch.object(sys, "argv", ["evometa", *words]), contextlib.suppress(SystemExit):
+                look(words[1]) if words[:1] == ["open"] else command()
         finally:
             watching = False
         print(flush=True)

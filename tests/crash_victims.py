@@ -31,7 +31,7 @@ def left_behind(run: Path, acks: list[str]) -> int:
     """A number for what a stopped run left; many places to stop at leave the same, and one look is enough."""
     found = [str(len(acks))]
     for path in sorted(run.rglob("*")):
-        name = re.sub(r"\.\d+-\d+$", "", str(path.relative_to(run)))  # staged names hold a process id
+        name = re.sub(r"\.\d+(-\d+)?$", "", str(path.relative_to(run)))  # staged names hold a process id
         # Events hold times, always of the same length.
         found.append(
             f"{name} {path.stat().st_size if path.name == 'events.jsonl' else path.is_file() and path.read_bytes()}"

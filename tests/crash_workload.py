@@ -1,24 +1,26 @@
 """A small run that goes on wherever it was stopped, and a process that can be stopped anywhere.
 
 As a script it is the process: it imports what commits and checkpoints need, then forks one child for
-every line `run FOLDER` (or `merge FOLDER`, `mend FOLDER`) on standard input. The child waits for the line
+every line `run FOLDER` (or `merge`, `mend`, `fetch FOLDER`) on standard input. The child waits for the line
 `go` (so that strace can attach), runs, and its wait status is printed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from archive_samples import make_block, make_cells, make_table
 
-from evometa import checkpoint
-from evometa.archives import compact, events, repair, rows, schema, write
+from evometa import checkpoint, upkeep
+from evometa.archives import compact, events, ledger, place, pull, repair, rows, schema, store, write
 from evometa.errors import StorageError
 
 BLOCKS = 3
@@ -53,6 +55,70 @@ def mend(run: Path, ack) -> None:
     ack(f"repaired {len(done.lost)}")
 
 
+class Objects:
+    """A store without a network: what a folder holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bucket = folder, "bucket"
+
+    def list(self, prefix: str, most: int | None = None) -> list[store.Entry]:
+        paths = sorted(path for path in (self.folder / prefix).rglob("*") if path.is_file())
+        return [store.Entry(str(path.relative_to(self.folder)), path.stat().st_size, _tag(path)) for path in paths]
+
+    def has(self, key: str) -> bool:
+        return (self.folder / key).is_file()
+
+    def get(self, key: str, most: int = 0) -> tuple[bytes, str]:
+        if not self.has(key):
+            raise store.Gone(key)
+        return (self.folder / key).read_bytes(), _tag(self.folder / key)
+
+    def stream(self, key: str):
+        data, tag = self.get(key)
+        return iter([data]), tag
+
+
+def _tag(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Serial:
+    """A pool of threads without threads: calls are counted in the order of the code."""
+
+    def __init__(self, workers: int) -> None:
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
+def bucket(folder: Path, blocks: int = 1) -> None:
+    """A run and its ledger as objects of a store, in `folder`/objects."""
+    run = folder / "objects/runs/x"
+    run.mkdir(parents=True)
+    advance(run, lambda text: None, blocks)
+    ledger.append(run.parent, {"data_digest": "d"})
+    for path in folder.rglob(".staging"):
+        path.rmdir()
+
+
+def fetch(folder: Path, ack) -> None:
+    """Pull the run of `bucket(folder)` to `folder`/home/x, over an empty cache."""
+    with (
+        mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder / "cache")}),
+        mock.patch.object(place, "Store", lambda name: Objects(folder / "objects")),
+        mock.patch.object(pull, "ThreadPoolExecutor", Serial),
+        mock.patch.dict(place._stores, clear=True),
+        mock.patch.dict(pull._known, clear=True),
+        mock.patch.dict(pull._lines, clear=True),
+    ):
+        done = upkeep.pull("s3://bucket/runs/x", folder / "home/x")
+    ack(f"pulled {done['files']}")
+
+
 def tree(run: Path) -> dict[str, bytes]:
     """Every file of a run by name, but for the staging area and the events (they have times)."""
     return {
@@ -62,7 +128,7 @@ def tree(run: Path) -> dict[str, bytes]:
     }
 
 
-WORK = {"run": advance, "merge": merge, "mend": mend}
+WORK = {"run": advance, "merge": merge, "mend": mend, "fetch": fetch}
 
 
 def _child(verb: str, run: Path, acks: int, ready: int, gate: int) -> None:
@@ -85,6 +151,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for work in (advance, merge, mend):  # so that no import happens in a child
             work(Path(folder) / "warm", lambda text: None)
+        bucket(Path(folder))
+        fetch(Path(folder), lambda text: None)
     print("ready", flush=True)
     for line in sys.stdin:
         verb, name = line.split(maxsplit=1)

@@ -3,7 +3,7 @@
 `python fuzzing.py soak COUNT` makes a run and reads as many cases, in two processes that are started again after a
 crash.
 
-Case n is a function of n alone. Damage is blind (bits, bytes, whole files), or a forgery whose every hash is right, for
+Case n is a function of n alone; every fourth is of the same runs compacted. Damage is blind (bits, bytes, whole files), or a forgery whose every hash is right, for
 whoever makes an archive can compute hashes. The process has a memory limit and prints a line for each case that ends in
 anything but success or an `EvometaError`; before a case it prints its number, so that a crash has a name.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import hashlib
+import io
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,7 +39,8 @@ from helpers import cli, write_tasks
 from hostile import forge, forge_diary
 
 from evometa import champion, checkpoint, compare, folder
-from evometa.archives import events, ledger, sealed
+from evometa.archives import compact, events, index, ledger, sealed
+from evometa.archives import export as lineages
 from evometa.archives.check import check
 from evometa.archives.query import content_digest, query
 from evometa.archives.read import Archive
@@ -67,6 +70,7 @@ def damage(run: Path, number: int) -> str:
     draw = random.Random(number)
     ways = (flip, flip, cut, zero, swap, forge_record, forge_record, forge_events, forge_checkpoint, forge_arrays)
     ways += (forge_bytes, forge_bytes, forge_footer, forge_column, forge_column, forge_column, bomb, deep, forge_ledger)
+    ways += (forge_index, forge_index) if (run / index.FOLDER).is_dir() else ()
     way = draw.choice(ways)
     return f"{way.__name__}: {way(run, draw)}"
 
@@ -196,6 +200,22 @@ def _rename(path: Path, data: bytes) -> None:
     path.with_name(f"{stem}.json").write_bytes(sealed.seal({**record, "sha256": digest}))
 
 
+def forge_index(run: Path, draw: random.Random) -> str:
+    """What an index says of its part, with a right seal; or the arrays behind it."""
+    path = _file(run / index.FOLDER, draw)
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    text, arrays = data[8 : 8 + size], bytearray(data[8 + size :])
+    if draw.random() < 0.7 or not arrays:
+        record = mutate(sealed.unseal(text, path), draw)
+        text = sealed.seal(record if isinstance(record, dict) else {})
+    else:
+        arrays[draw.randrange(len(arrays))] ^= 1 << draw.randrange(8)
+        del arrays[draw.choice((len(arrays), draw.randrange(len(arrays)))) :]
+    path.write_bytes(len(text).to_bytes(8, "little") + text + arrays)
+    return path.name
+
+
 def _part(run: Path, draw: random.Random) -> Path:
     return _file(run, draw, "part-*.parquet")
 
@@ -308,6 +328,8 @@ def readings(run: Path) -> dict[str, Callable[[], Any]]:
         "diff": lambda: changes.diff_text(changes.diff_data(run, (2, 0))),
         "compare": lambda: compare.results(compare.load([run]), "baseline", None),
         "export": lambda: export(run, "python"),
+        "csv": lambda: lineages.export(run, "csv", io.StringIO()),
+        "line": lambda: archive().ancestry(2, 0, by_generation=True),
         "checkpoint": lambda: _checkpoint(run),
         "lock": lambda: _lock(run),
     }
@@ -330,10 +352,24 @@ def _lock(run: Path) -> None:
         folder.target(run)
 
 
+def merged(base: Path, scratch: Path) -> Path:
+    """The runs of `base` compacted, beside `scratch`: two files with two row groups each at the most, and an index."""
+    found = scratch.with_name(f"{scratch.name}-merged")
+    if not found.exists():
+        half = scratch.with_name(f"{scratch.name}-half")
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(base, half)
+        with mock.patch.object(compact, "GROUP", 6):
+            compact.compact(half / "x", rows=12)
+        compact.clear(half / "x", 0.0)
+        half.rename(found)
+    return found
+
+
 def case(base: Path, scratch: Path, number: int) -> list[str]:
     """What went wrong in one case: a line for each reading that ended in anything but success or a typed error."""
     shutil.rmtree(scratch, ignore_errors=True)
-    shutil.copytree(base, scratch)
+    shutil.copytree(merged(base, scratch) if number % 4 == 3 else base, scratch)
     run = scratch / "x"
     wrong = []
     try:

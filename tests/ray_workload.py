@@ -56,6 +56,38 @@ def judge(key, x, query):
     return {"loss": (x - query) ** 2}
 '''
 
+# A command, given its role: candidates of a large x hang, of a small one print three megabytes or end with an error.
+TALK = """
+import json, pathlib, sys, time
+request = json.load(sys.stdin)
+file = pathlib.Path(request["learned"], "x.json")
+if sys.argv[1] == "fit":
+    x = request["candidate"]["x"]
+    if x > 0.8:
+        time.sleep(987)
+    if x < 0.15:
+        sys.exit("no such luck")
+    if x < 0.3:
+        print("x" * (3 << 20))
+    file.write_text(json.dumps(x))
+else:
+    print(json.dumps({"loss": (json.loads(file.read_text()) - request["query"]) ** 2}))
+"""
+COMMANDS = """
+strategy = "random_search"
+population = 6
+generations = 1
+seed = 11
+champion = {observed = 1, replicates = 1}
+limits = {seconds = 10}
+[task]
+fit = ["PYTHON", "-S", "-E", "talk.py", "fit"]
+judge = ["PYTHON", "-S", "-E", "talk.py", "judge"]
+space = {x = {kind = "real", low = 0.0, high = 1.0}}
+domains = {a = {support = "a", away = 0.2}, b = {support = "b", away = 0.3}}
+split = {train = ["a"], validation = ["b"]}
+"""
+
 # An engine without a run: what it says of works that end in any way.
 ENGINE = """
 import os, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import re
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ import pytest
 
 import evometa
 from evometa.archives import shapes
-from evometa.archives.read import Archive
+from evometa.archives.check import check
+from evometa.archives.read import Archive, list_parts
 from evometa.archives.regular import too_large
 from evometa.errors import EvometaError, IntegrityError
 
@@ -84,6 +86,20 @@ def test_every_way_of_damage_is_met_and_does_some(base, tmp_path):
             if before != after:
                 met.add(way)
     assert met == WAYS
+
+
+def test_every_fourth_case_is_of_a_compacted_run(base, tmp_path):
+    run = fuzzing.merged(base, tmp_path / "scratch") / "x"
+    parts = list_parts(run / "lineage")
+    assert [part.index and part.index.groups for part in parts] == [2, None] and check(run).ok
+    file = fuzzing.index.path_of(parts[0].path)
+    before, met = {path: path.read_bytes() for path in file.parent.iterdir()}, 0
+    for number in range(20):
+        fuzzing.forge_index(run, random.Random(number))
+        met += any(path.read_bytes() != data for path, data in before.items())
+        for path, data in before.items():
+            path.write_bytes(data)
+    assert met == 20
 
 
 # --- claims --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import cli, lineage_files
+from helpers import call, cli, lineage_files
 from wild import gone, ours
 
 from evometa import api
@@ -75,6 +75,21 @@ def test_the_bytes_are_those_of_one_process(copies, compile_cache, name, argumen
     assert lineage_files(copies / "other" / name) == lineage_files(copies / "runs" / name)
     assert events.read(copies / "other" / name)[0]["backend"] == "processes"
     assert not ours()
+
+
+def test_a_fresh_worker_starts_warm(folder):
+    """What the first run's worker compiled, that of the second finds: nothing is added to the compilation cache."""
+    compiled = folder / "compiled"
+    compiled.mkdir()
+    # Of the driver's own programs none is kept: what is there, a worker put there.
+    env = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "100000"}
+    kept = []
+    for seed in (3, 4):
+        small = ("--population", 4, "--generations", 1, "--seed", seed, "--strategy", "random_search", "--workers", 1)
+        said = call(folder, "run", "ridge.py", *small, **env)
+        assert said.code == 0, said.err
+        kept.append({path.name for path in compiled.iterdir() if path.name.endswith("-cache")})
+    assert kept[0] and kept[1] == kept[0]
 
 
 def test_a_compiled_run_goes_on_in_workers_and_back(copies, compile_cache):

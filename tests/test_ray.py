@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import call, cli, environment, lineage_files, one_line, start
-from ray_workload import DEEDS, ENGINE, ROUGH
+from ray_workload import COMMANDS, DEEDS, ENGINE, ROUGH, TALK
 
 from evometa.archives import events
 from evometa.archives.read import Archive
@@ -176,6 +176,34 @@ def test_a_candidate_that_hangs_and_workers_that_are_killed(rough, cluster):
     assert lineage_files(rough / "runs/x") == expected
     late = [row for row in Archive(rough / "runs/x").table(["failure", "message"]).to_pylist() if row["message"]]
     assert late and all(row["failure"] == "timeout" and "longer than 1 s" in row["message"] for row in late)
+    assert wait_for(lambda: not evaluators(cluster.token)), evaluators(cluster.token)
+
+
+def test_commands_on_a_cluster_give_the_rows_of_one_process(tmp_path, monkeypatch, cluster):
+    """One hangs and one ends with an error, in the same words; one prints more than it may there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "talk.py").write_text(TALK)
+    (tmp_path / "commands.toml").write_text(COMMANDS.replace("PYTHON", sys.executable))
+    said = call(tmp_path, "run", "commands.toml", "--backend", "ray", "--set", "limits.output_mb=1", **cluster.env)
+    assert said.code == 0, said.err
+    (there,) = (tmp_path / "runs").iterdir()
+    said = cli("run", "commands.toml", "--backend", "inline", "--out", "calm")
+    assert said.code == 0, said.err
+    names = ["index", "genome", "params", "fitness", "scores", "failure", "message"]
+    found, calm = (Archive(path).table(names).to_pylist() for path in (there, Path("calm") / there.name))
+    words = {
+        "timeout": "domain a: fit command took longer than 10 s",
+        "error": "domain a: RuntimeError: fit command ended with status 1: no such luck",
+        "loud": "domain a: RuntimeError: fit command wrote more than 1 MB of output",
+        "ok": None,
+    }
+    met = []
+    for row, like in zip(found, calm, strict=True):
+        x = dict(row["params"])["x"]
+        met.append("timeout" if x > 0.8 else "error" if x < 0.15 else "loud" if x < 0.3 else "ok")
+        assert row["message"] == words[met[-1]] and row["failure"] == ("error" if met[-1] == "loud" else met[-1]), row
+        assert str(row) == str(like) or (met[-1] == "loud" and like["failure"] == "ok")
+    assert set(met) == set(words), met
     assert wait_for(lambda: not evaluators(cluster.token)), evaluators(cluster.token)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import audited
 import hostile
 import pytest
-from helpers import cli, environment, write_tasks
+from helpers import cli, environment, rewrite, write_tasks
 from hostile import EVIL, forge
 
 import evometa
@@ -43,11 +43,16 @@ def bitten(bad: Path) -> bool:
 # --- reading runs nothing ------------------------------------------------------------------------------------
 
 
+DRAWN = ("svg", "png", "json", "nwk", "csv")
 READING = [
     ["archive", "ls", "RUN"],
     ["archive", "show", "RUN", "0:0"],
     ["archive", "top", "RUN"],
     ["archive", "lineage", "RUN", "2:0"],
+    ["archive", "lineage", "RUN", "2:0", "--by-generation"],
+    ["archive", "lineage", "RUN", "--by-generation", "--json"],
+    *(["archive", "lineage", "RUN", "--to", f"TO.{ending}"] for ending in DRAWN),
+    *(["archive", "export", "RUN", f"--{form}"] for form in ("csv", "json", "alife", "newick")),
     ["archive", "diff", "RUN", "2:0"],
     ["archive", "diff", "RUN", "2:0", "0:1", "--json"],
     ["archive", "scores", "RUN"],
@@ -62,15 +67,17 @@ READING = [
     ["compare", "RUN"],
     ["compare", "RUN", "--families", "group"],
     ["export", "RUN"],
+    ["open", "RUN"],
 ]
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["from beside it", "from inside it"])
-def test_no_reading_command_runs_or_writes_anything(bad, inside):
+def test_no_reading_command_runs_or_writes_anything(bad, inside, tmp_path):
     """SYS-5 and the promise of SECURITY.md, as an audit hook of the interpreter sees it."""
     where = bad if inside else bad.parent.parent
     run = "." if inside else "runs/bad"
-    lines = [json.dumps([run if word == "RUN" else word for word in command]) for command in READING]
+    places = {"RUN": run, **{f"TO.{ending}": str(tmp_path / f"to.{ending}") for ending in DRAWN}}
+    lines = [json.dumps([places.get(word, word) for word in command]) for command in READING]
     before = {path: path.read_bytes() for path in bad.rglob("*") if path.is_file()}
     child = subprocess.run(
         [sys.executable, audited.__file__, str(bad)],
@@ -83,7 +90,11 @@ def test_no_reading_command_runs_or_writes_anything(bad, inside):
     )
     assert child.returncode == 0, child.stderr
     *printed, found = child.stdout.splitlines()
-    assert sorted(set(json.loads(found))) == []
+    drawn = [Path(path) for name, path in places.items() if name != "RUN"]
+    asked = {f"write {path}" for file in drawn for path in (repr(file), repr(str(file)))}
+    asked.add(f"os.mkdir ({str(tmp_path)!r}, 511, -1)")  # which is there
+    assert sorted(set(json.loads(found)) - asked) == []
+    assert all(file.stat().st_size for file in drawn)
     assert not bitten(bad)
     shown = "\n".join(printed) + child.stderr
     assert EVIL in shown, "the hostile texts are shown"
@@ -323,6 +334,12 @@ def test_texts_are_shown_and_not_obeyed():
     for text in ('"""', '\\"""', "x\\", '"', '\n"""\nimport os', "\\N{BULLET}"):
         tree = ast.parse(f'"""{docstring(text)} """\n')
         assert len(tree.body) == 1 and isinstance(tree.body[0], ast.Expr)
+
+
+def test_an_exported_phylogeny_holds_no_formula(bad):
+    rewrite(bad, 0, "operator", lambda values: ["=1+1"] * len(values))
+    said = cli("archive", "export", "bad", "--alife")
+    assert said.code == 0 and ",'=1+1," in said.out and ",=1+1," not in said.out, said
 
 
 def test_an_exported_rule_holds_nothing_of_an_archives_texts(tmp_path):

@@ -157,7 +157,8 @@ def _alife(run: Path, out: TextIO) -> int:
         values = zip(*(table[name].to_pylist() for name in ours), strict=True)
         for parents, own in zip(_parents(table, rows), values, strict=True):
             ancestors = "[" + ",".join(map(str, parents)) + "]" if parents else "[NONE]"
-            writer.writerow([number, ancestors, own[0], f"{own[0]}:{own[1]}", *own])
+            row = [spreadsheet(value) if isinstance(value, str) else value for value in own]
+            writer.writerow([number, ancestors, own[0], f"{own[0]}:{own[1]}", *row])
             number += 1
     return number
 

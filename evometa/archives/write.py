@@ -27,12 +27,12 @@ ASIDE = ".compact-"  # folders beside those that `compact` exchanges them with: 
 GRACE = 60.0  # seconds for which superseded parts are kept for readers that were listing them
 FOLDERS = ("lineage", "timings", "judgements", "checkpoints")
 CURES = {
-    errno.ENOSPC: "the disk is full. Free some space, then: evometa resume {run}",
-    errno.EDQUOT: "your disk quota is used up. Free some space, then: evometa resume {run}",
-    errno.EROFS: "the file system is read-only. Make it writable, then: evometa resume {run}",
-    errno.EIO: "the disk reports a failure. Check it (dmesg), then: evometa archive check {run}",
-    errno.EACCES: "this user may not write there. Change the owner or the permissions, then: evometa resume {run}",
-    errno.EPERM: "this user may not write there. Change the owner or the permissions, then: evometa resume {run}",
+    errno.ENOSPC: "the disk is full. Free some space, then: {resume}",
+    errno.EDQUOT: "your disk quota is used up. Free some space, then: {resume}",
+    errno.EROFS: "the file system is read-only. Make it writable, then: {resume}",
+    errno.EIO: "the disk reports a failure. Check it (dmesg), then: {check}",
+    errno.EACCES: "this user may not write there. Change the owner or the permissions, then: {resume}",
+    errno.EPERM: "this user may not write there. Change the owner or the permissions, then: {resume}",
 }
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
@@ -209,8 +209,8 @@ def remove_folder(folder: Path) -> None:
 
 
 @contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn an `OSError` into a `StorageError` that names the path and the cure."""
+def storage(path: Path, then: str = "") -> Iterator[None]:
+    """Turn an `OSError` into a `StorageError` that names the path and the cure: to type `then`, or to resume."""
     try:
         yield
     except EvometaError:
@@ -218,9 +218,10 @@ def storage(path: Path) -> Iterator[None]:
     except OSError as error:
         run = _run_of(Path(path))
         number = error.errno or 0
-        cure = CURES.get(number, f"{os.strerror(number)}. When it is mended: evometa resume {{run}}")
-        code = errno.errorcode.get(number, "?")
-        raise StorageError(f"the disk refused {path} ({code}): {cure.format(run=run)}") from error
+        resume, check = then or f"evometa resume {run}", then or f"evometa archive check {run}"
+        cure = CURES.get(number, f"{os.strerror(number)}. When it is mended: {{resume}}")
+        cure = cure.format(resume=resume, check=check)
+        raise StorageError(f"the disk refused {path} ({errno.errorcode.get(number, '?')}): {cure}") from error
 
 
 def _run_of(path: Path) -> Path:
@@ -230,21 +231,29 @@ def _run_of(path: Path) -> Path:
 
 def _stage(staging: Path, name: str, data: bytes | pa.Buffer) -> Path:
     temporary, descriptor = _free(staging, name)
-    _write(temporary, descriptor, data)
+    _write(temporary, descriptor, [data])
     return temporary
 
 
 def write_new(path: Path, data: bytes | pa.Buffer) -> None:
     """Write a file that is not there yet, durably but for its name. Raises `OSError`, and leaves nothing then."""
-    _write(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), data)
+    _write(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), [data])
 
 
-def _write(temporary: Path, descriptor: int, data: bytes | pa.Buffer) -> None:
+def copy_new(source: Path, path: Path) -> None:
+    """The same with the bytes of another file."""
+    with open(source, "rb") as file:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        _write(path, descriptor, iter(lambda: file.read(1 << 20), b""))
+
+
+def _write(temporary: Path, descriptor: int, pieces: Iterable[bytes | pa.Buffer]) -> None:
     try:
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(descriptor, view) :]
             # After an error here the kernel may have dropped the pages: this descriptor is never used again.
             os.fsync(descriptor)
         finally:
