@@ -1,7 +1,9 @@
 """Ten million candidates on disk: how fast are the best found, and where one came from? About half an hour.
 
-    python benchmarks/big_archive.py [--rows 10000000] [--out benchmarks/results]
+    python benchmarks/big_archive.py [--rows 10000000] [--out benchmarks/results] [--keep]
+    python benchmarks/big_archive.py --questions RUN
 
+The second asks the questions alone, of an archive that the first made and kept: big_archive-questions.csv.
 big_archive.csv has one line per measure. The archive has the schema and the files of a real run (blocks of four
 generations of 256 candidates, 16 numbers, 6 cells), written without fsync. Candidates 0 to 31 of a generation have one
 parent among those of the generation before and are the only ones that breed, so a line goes back to the root in one
@@ -14,7 +16,6 @@ the process that did it. `load` is the mean number of processes that wanted a pr
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -32,12 +33,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from archive import POPULATION, SPACE, as_block, make_cells
 
+from benchmarks.tables import save
 from evometa.archives import compact, schema, write
 from evometa.archives.check import check
 from evometa.archives.read import Archive, list_parts
 from evometa.archives.rows import lineage_table
 from evometa.types import Block
 
+QUESTIONS = ("top 10", "one row", "line to the root", "ancestors of a crossover", "one node per generation")
 GENERATIONS, CELLS, PARENTS = 4, 6, 32  # of a block; of a candidate; of a generation
 
 
@@ -109,11 +112,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", type=Path, help="where to build it (5 GB); by default among temporary files")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--keep", action="store_true", help="leave the archive there, and say where")
+    parser.add_argument("--questions", type=Path, metavar="RUN", help="ask a compacted archive again")
     parser.add_argument("--ask", help=argparse.SUPPRESS)
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ask:
         print(json.dumps(measure(arguments.run, arguments.ask)))
+        return
+    if arguments.questions:
+        rows = Archive(arguments.questions).generations() * POPULATION
+        lines = [line for what in QUESTIONS for line in fresh(arguments.questions, what)]
+        lines += [("load", os.getloadavg()[0], "processes"), ("processors", os.cpu_count() or 1, "count")]
+        _save(arguments.out / "big_archive-questions.csv", rows, lines)
         return
     if arguments.folder:
         arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -135,18 +146,24 @@ def main() -> None:
         note(fresh(run, "compact"))
         compact.clear(run, 0.0)
         note([("parts after", len(list_parts(run / "lineage")), "count"), ("after: size", _size(run), "MB")])
-        for what in ("top 10", "one row", "line to the root", "ancestors of a crossover", "one node per generation"):
+        for what in QUESTIONS:
             note(fresh(run, what))
         note(fresh(run, "check of every byte and reference"))
         note([("load", os.getloadavg()[0], "processes"), ("processors", os.cpu_count() or 1, "count")])
     finally:
-        shutil.rmtree(folder)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with open(arguments.out / "big_archive.csv", "w", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["measure", "rows_there", "value", "unit"])
-        for label, value, unit in found:
-            table.writerow([label, arguments.rows, int(value) if unit == "count" else f"{value:.4g}", unit])
+        if arguments.keep:
+            print(f"kept: {folder / 'x'}")
+        else:
+            shutil.rmtree(folder)
+    _save(arguments.out / "big_archive.csv", arguments.rows, found)
+
+
+def _save(path: Path, rows: int, found: list[tuple[str, float, str]]) -> None:
+    lines = [
+        {"measure": label, "rows_there": rows, "value": int(value) if unit == "count" else float(value), "unit": unit}
+        for label, value, unit in found
+    ]
+    save(path, lines)
 
 
 def _size(run: Path) -> float:
