@@ -1,5 +1,6 @@
 """The genealogy to look at: rows that do not overlap, repeats left out, the champion's line, and a tree for the terminal."""
 
+import contextlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -7,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import cli, one_line
+from helpers import cli, one_line, write_tasks
 
 from evometa.archives.read import Archive
 from evometa.reports import genealogy_figure
@@ -103,14 +104,14 @@ def test_a_tree_names_everybody_once():
 
 
 @pytest.fixture(scope="module")
-def explored(finished):
+def explored(tmp_path_factory, compile_cache):
     """A folder with a run of open-ended search in it."""
-    import contextlib
-
-    with contextlib.chdir(finished):
+    folder = tmp_path_factory.mktemp("explored")
+    write_tasks(folder)
+    with contextlib.chdir(folder):
         options = ("--set", "strategy_options.capacity=16", "--population", 8, "--generations", 6, "--name", "tree")
         assert cli("run", "ridge.py", "--strategy", "open_ended", *options).code == 0
-    return finished
+    return folder
 
 
 def test_a_picture_shows_everybody_the_champion_and_the_repertoire(explored, tmp_path):

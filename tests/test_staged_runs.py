@@ -129,7 +129,7 @@ def test_a_kill_within_and_between_the_stages(folder, monkeypatch, unit, workers
     monkeypatch.setenv("EVOMETA_TEST_CALLS", str(folder / "calls.txt"))
     spec = {
         "task": "plain.py", "strategy": "random_search", "population": 6, "generations": 2, "seed": 3,
-        "hurdle": {"domains": 1}, "champion": {"observed": 1, "replicates": 1}, "name": "x",
+        "hurdle": {"domains": 1}, "champion": {"observed": 1, "replicates": 1}, "name": "x", "backend": "inline",
     }  # fmt: skip
     calm = lineage_files(api.begin(build(spec), folder / "calm").path)
     (folder / "calls.txt").unlink()
@@ -143,7 +143,8 @@ def test_a_kill_within_and_between_the_stages(folder, monkeypatch, unit, workers
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(CellJournal, "put_all", then_die)
-        api.begin(build({**spec, "workers": workers}), folder / "runs")
+        where = {"backend": "processes", "workers": workers} if workers else {}
+        api.begin(build({**spec, **where}), folder / "runs")
     api.resume(folder / "runs/x")
     assert lineage_files(folder / "runs/x") == calm
     expected = {"0": 12, "1": 6}
