@@ -61,6 +61,7 @@ soak: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/big_archive.py
 	$(BIN)/python tests/fuzzing.py soak 100000
 	$(BIN)/python tests/fire_workload.py soak 1000
+	for first in 1 2; do EVOMETA_TEST_FIRST_ERROR=$$first $(BIN)/python -m pytest tests/test_crash_*.py -k error || exit 1; done
 
 clean:
 	rm -rf $(VENV)

@@ -24,7 +24,9 @@ CHANGES = (
     *("openat", "open", "write", "pwrite64", "fsync", "fdatasync", "ftruncate", "link", "linkat", "rename"),
     *("renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "flock", "close"),
 )
-ERRORS = ("ENOSPC", "EIO", "EDQUOT")
+# Each call gets one of them in turn; with another first one (`make soak`) each call gets the others, too.
+FIRST_ERROR = int(os.environ.get("EVOMETA_TEST_FIRST_ERROR", "0"))
+ERRORS = tuple(("ENOSPC", "EIO", "EDQUOT")[(turn + FIRST_ERROR) % 3] for turn in range(3))
 
 
 def left_behind(run: Path, acks: list[str]) -> int:
