@@ -3,7 +3,8 @@
     python benchmarks/big_archive.py [--rows 10000000] [--out benchmarks/results] [--keep]
     python benchmarks/big_archive.py --questions RUN
 
-The second asks the questions alone, of an archive that the first made and kept: big_archive-questions.csv.
+The second asks the questions alone, of an archive that the first made and kept: big_archive-questions.csv,
+medians of seven fresh processes each.
 big_archive.csv has one line per measure. The archive has the schema and the files of a real run (blocks of four
 generations of 256 candidates, 16 numbers, 6 cells), written without fsync. Candidates 0 to 31 of a generation have one
 parent among those of the generation before and are the only ones that breed, so a line goes back to the root in one
@@ -41,6 +42,7 @@ from evometa.archives.rows import lineage_table
 from evometa.types import Block
 
 QUESTIONS = ("top 10", "one row", "line to the root", "ancestors of a crossover", "one node per generation")
+ROUNDS = 7
 GENERATIONS, CELLS, PARENTS = 4, 6, 32  # of a block; of a candidate; of a generation
 
 
@@ -106,6 +108,14 @@ def fresh(run: Path, what: str) -> list[tuple[str, float, str]]:
     return [tuple(line) for line in json.loads(done.stdout)]
 
 
+def middle(rounds: list[list[tuple[str, float, str]]]) -> list[tuple[str, float, str]]:
+    """The median of every line."""
+    return [
+        (line[0][0], float(np.median([value for _, value, _ in line])), line[0][2])
+        for line in zip(*rounds, strict=True)
+    ]
+
+
 def main() -> None:
     """Measure, print, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,7 +132,9 @@ def main() -> None:
         return
     if arguments.questions:
         rows = Archive(arguments.questions).generations() * POPULATION
-        lines = [line for what in QUESTIONS for line in fresh(arguments.questions, what)]
+        lines = [
+            line for what in QUESTIONS for line in middle([fresh(arguments.questions, what) for _ in range(ROUNDS)])
+        ]
         lines += [("load", os.getloadavg()[0], "processes"), ("processors", os.cpu_count() or 1, "count")]
         _save(arguments.out / "big_archive-questions.csv", rows, lines)
         return
