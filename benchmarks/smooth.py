@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.finished import RESULTS
 from benchmarks.tables import save
 from evometa.strategies.catalogue import COLUMNS
 
-RESULTS = Path(__file__).parent / "results"
 POPULATION, GENERATIONS = 16, 40
 RULES = ("best-only", "dgm", "clade", "shinka", "novelty", "uniform")
 
@@ -43,26 +43,15 @@ def searched(name: str, options: dict[str, Any], seeds: int) -> list[float]:
     return found
 
 
-def lucky(seeds: int) -> list[float]:
-    """The best of as many random samples, per seed."""
-    import jax
-
-    from evometa.testing_bench import losses, space_for, world
-
-    space = space_for(COLUMNS)
-    found = []
-    for seed in range(seeds):
-        genomes = space.project(space.sample(jax.random.key(seed), POPULATION * GENERATIONS))
-        found.append(float(np.asarray(losses(space, world(space, POPULATION, seed), genomes)).min()))
-    return found
-
-
 def rows(seeds: int) -> Iterator[dict[str, Any]]:
     """One row per strategy."""
+    from evometa.testing import _random_quality
+    from evometa.testing_bench import space_for
+
     arms = {f"open_ended, {rule}": searched("open_ended", {"parents": rule}, seeds) for rule in RULES}
     arms["open_ended, dgm, fixed rates"] = searched("open_ended", {"parents": "dgm", "self_modification": False}, seeds)
     arms["genetic"] = searched("genetic", {}, seeds)
-    arms["random_search"] = lucky(seeds)
+    arms["random_search"] = list(_random_quality(space_for(COLUMNS), POPULATION, GENERATIONS, seeds, 1))
     for name, found in arms.items():
         middle = float(np.median(found))
         yield {"strategy": name, "seeds": seeds, "median": middle, "low": min(found), "high": max(found)}

@@ -3,9 +3,10 @@
 `python fuzzing.py soak COUNT` makes a run and reads as many cases, in two processes that are started again after a
 crash.
 
-Case n is a function of n alone; every fourth is of the same runs compacted. Damage is blind (bits, bytes, whole files), or a forgery whose every hash is right, for
-whoever makes an archive can compute hashes. The process has a memory limit and prints a line for each case that ends in
-anything but success or an `EvometaError`; before a case it prints its number, so that a crash has a name.
+Case n is a function of n alone; every fourth is of the same runs compacted. Damage is blind (bits, bytes, whole files),
+or a forgery whose every hash is right, for whoever makes an archive can compute hashes. The process has a memory limit
+and prints a line for each case that ends in anything but success or an `EvometaError`; before a case it prints its
+number, so that a crash has a name.
 """
 
 from __future__ import annotations

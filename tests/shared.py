@@ -41,22 +41,10 @@ def finished(tmp_path_factory, compile_cache):
     folder = tmp_path_factory.mktemp("finished")
     write_tasks(folder)
     with contextlib.chdir(folder):
-        small = ("--population", 8, "--seed", 3)
+        small, here = ("--population", 8, "--seed", 3), ("--backend", "inline")
         for arguments in (
             ("run", "ridge.py", *small, "--generations", 12, "--set", "plan.block=4", "--name", "ridge"),
-            (
-                "run",
-                "plain.py",
-                *small,
-                "--generations",
-                5,
-                "--strategy",
-                "genetic",
-                "--name",
-                "plain",
-                "--backend",
-                "inline",
-            ),
+            ("run", "plain.py", *small, *here, "--generations", 5, "--strategy", "genetic", "--name", "plain"),
             ("run", "static.py", *small, "--generations", 2, "--strategy", "genetic", "--name", "static"),
         ):
             said = cli(*arguments)

@@ -118,6 +118,10 @@ def test_a_task_in_memory_stays_in_this_process(tmp_path):
 
 
 def test_plain_python_runs_in_processes_where_nothing_is_said(wild):
+    assert events.read(run_wild("fine", backend=None, workers=None).path)[0]["backend"] == "processes"
+
+
+def test_a_time_limit_holds_where_nothing_is_said(wild):
     (wild / "wild.py").write_text(WILD.replace('objective="away",', 'objective="away", time_limit=0.5,'))
     run = run_wild("ignore", backend=None, workers=None)
     assert events.read(run.path)[0]["backend"] == "processes"

@@ -40,7 +40,7 @@ from evometa.space import Space, weights
 from evometa.strategies import evosax_adapter, genetic, parts
 from evometa.strategies.catalogue import CATALOGUE
 from evometa.strategies.linear_gp_layout import Layout
-from evometa.strategies.linear_gp_parents import STANDINGS, alone, draw, put, standings
+from evometa.strategies.linear_gp_parents import STANDINGS, alone, deviation, draw, put, standings
 from evometa.strategies.linear_gp_seen import UNKNOWN, first_new, remember
 from evometa.types import Array, Failure, Genome, Genomes, Parents, Prior, Scores, Strategy
 
@@ -133,7 +133,6 @@ class _Rules:
             self.inner = evosax_adapter.adapt(
                 method, Space({**constants, **layout.tunable}), self.tuned, sigma=given["sigma"]
             )
-        self.standings = STANDINGS if given["cases"] else 0
         # The rows after those of the inner strategy: the best of each island, where there are several.
         islands = int(given["islands"])
         first = self.elites + self.tuned
@@ -150,10 +149,11 @@ class _Rules:
     def init(self, key: Any, prior: Prior | None = None) -> State:
         """Nothing is known but the start."""
         start, count, elites = parts.start_of(self.space, prior), self.population, self.elites
+        draws = STANDINGS if self.given["cases"] else 0
         steps = jnp.full((count,), self.given["sigma"], jnp.float32)
         return State(
             jnp.int32(0), jnp.bool_(False), jnp.broadcast_to(start[None], (count, self.space.dimension)),
-            jnp.full((count, 2), -1, jnp.int32), steps, jnp.zeros((self.standings, count), jnp.int32),
+            jnp.full((count, 2), -1, jnp.int32), steps, jnp.zeros((draws, count), jnp.int32),
             jnp.zeros(count, jnp.int32), jnp.zeros(int(self.given["islands"]), jnp.int32),
             jnp.broadcast_to(start[None], (elites, self.space.dimension)), jnp.full((elites, 2), -1, jnp.int32),
             steps[:elites], jnp.zeros(elites, jnp.int32), jnp.arange(elites) == 0, jnp.zeros(elites, jnp.int32),
@@ -208,7 +208,7 @@ class _Rules:
         keys = jax.random.split(key, 3)
         fitness, ok, any_ok = parts.settle(scores)
         rows = jnp.arange(self.population)
-        unit = _deviation(fitness, ok)
+        unit = deviation(jnp.where(ok, fitness, jnp.nan))
         lengths = jax.vmap(self.layout.length)(genomes)
         most = sum(vocabulary.length for vocabulary, _ in self.programs) or 1
         penalty = jax.lax.optimization_barrier(self.given["parsimony"] * unit * lengths / most)
@@ -223,7 +223,7 @@ class _Rules:
         breeds = ok & (~tuned | (rank == best_tuned))
         order = jnp.lexsort((rank, ~breeds, state.homes))
         standing = state.standing
-        if self.standings:
+        if standing.shape[0]:
             told = (scores.loss, ok, lengths / most, self.given["parsimony"], int(self.given["cases"]))
             standing = standings(jax.random.fold_in(keys[0], 1), *told)[:, order]
 
@@ -378,9 +378,3 @@ class _Rules:
     def _clipped(self, numbers: Array) -> Array:
         free = np.arange(len(self.layout.numbers)) < len(self.layout.constants)
         return jnp.where(jnp.asarray(free)[None], jnp.clip(numbers, -FARTHEST, FARTHEST), numbers)
-
-
-def _deviation(fitness: Array, ok: Array) -> Array:
-    """Median absolute deviation of the finite rows."""
-    held = jnp.where(ok, fitness, jnp.nan)
-    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(held - jnp.nanmedian(held))))

@@ -39,9 +39,8 @@ def standings(key: Any, loss: Array, ok: Array, lengths: Array, parsimony: float
     Each cell has the penalty of parsimony in units of its own median absolute deviation.
     """
     held = jnp.where(ok[:, None], loss, jnp.nan)
-    spread = jnp.nan_to_num(jnp.nanmedian(jnp.abs(held - jnp.nanmedian(held, axis=0)[None]), axis=0))
     # Rounded apart: fused to one operation, or not, the sum would differ in its last bit.
-    penalty = jax.lax.optimization_barrier(parsimony * spread[None] * lengths[:, None])
+    penalty = jax.lax.optimization_barrier(parsimony * deviation(held)[None] * lengths[:, None])
     ranks = _order(jnp.where(jnp.isnan(held), jnp.inf, held + penalty))
 
     def by_some(own: Any) -> Array:
@@ -49,6 +48,12 @@ def standings(key: Any, loss: Array, ok: Array, lengths: Array, parsimony: float
         return _order(jnp.sum(ranks[:, some], axis=1, keepdims=True))[:, 0]
 
     return jax.vmap(by_some)(jax.random.split(key, STANDINGS))
+
+
+def deviation(values: Array) -> Array:
+    """Median absolute deviation of `values` [P] or, of each column, [P, C]; NaN are left out."""
+    middle = jnp.nanmedian(values, axis=0, keepdims=True)
+    return jnp.nan_to_num(jnp.nanmedian(jnp.abs(values - middle), axis=0))
 
 
 def _order(values: Array) -> Array:
